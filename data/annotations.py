@@ -1,0 +1,140 @@
+"""Read and check caption annotations: Karpathy-style JSON (RSICD, UCM, Sydney) and NWPU-Captions' own layout."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image and its captions as the annotation file gives them.
+
+    `filename` is relative to the folder of images, with forward slashes; `captions` are the raw sentences.
+    """
+
+    imgid: int
+    filename: str
+    split: str
+    captions: tuple[str, ...]
+
+
+def read_karpathy(path: Path) -> list[AnnotatedImage]:
+    """Images of a Karpathy-style file: `{"images": [{"filename", "imgid", "split", "sentences": [{"raw"}]}]}`.
+
+    A `split` of "restval" counts as "train" (Karpathy & Fei-Fei, CVPR 2015). A missing `imgid` is the
+    image's position. Raises `UserError` naming the file and the entry that is not as it should be.
+    """
+    document = _read_json(path)
+    entries = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f'{path}: no list "images" at the top; expected a Karpathy-style annotation file')
+    images = []
+    for position, entry in enumerate(entries):
+        where = f"{path}: images[{position}]"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} is not an object; restore the published file")
+        sentences = entry.get("sentences")
+        if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
+            raise UserError(f'{where} has no list "sentences" of objects; restore the published file')
+        images.append(
+            AnnotatedImage(
+                imgid=_imgid(entry, position, where),
+                filename=_filename(entry.get("filename"), where),
+                split=_split(entry.get("split"), where),
+                captions=tuple(
+                    _caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)
+                ),
+            )
+        )
+    return _checked(images, path)
+
+
+def read_nwpu(path: Path) -> list[AnnotatedImage]:
+    """Images of NWPU-Captions' file: `{category: [{"filename", "split", "raw", "raw_1" .. "raw_4"}]}`.
+
+    `filename` becomes `category/filename`; where the images lie without category folders, `data.datasets`
+    finds them by their names. `imgid`s restart in every category there, so they are counted afresh.
+    """
+    document = _read_json(path)
+    if not isinstance(document, dict) or not all(isinstance(v, list) for v in document.values()):
+        raise UserError(f"{path}: expected an object of lists, one a category; restore the published file")
+    images: list[AnnotatedImage] = []
+    for category, entries in document.items():
+        for position, entry in enumerate(entries):
+            where = f"{path}: {category}[{position}]"
+            if not isinstance(entry, dict):
+                raise UserError(f"{where} is not an object; restore the published file")
+            keys = ["raw", *(f"raw_{i}" for i in range(1, 5))]
+            images.append(
+                AnnotatedImage(
+                    imgid=len(images),
+                    filename=_filename(f"{category}/{entry.get('filename')}", where),
+                    split=_split(entry.get("split"), where),
+                    captions=tuple(_caption(entry[k], f"{where}.{k}") for k in keys if k in entry),
+                )
+            )
+    return _checked(images, path)
+
+
+def swap_val_and_test(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
+    """The same images with the names of `val` and `test` exchanged."""
+    other = {"val": "test", "test": "val"}
+    return [replace(image, split=other.get(image.split, image.split)) for image in images]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save the annotations as UTF-8 JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); restore the published file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+
+
+def _filename(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f'{where}: "filename" is missing or not text; restore the published file')
+    parts = PurePosixPath(value.replace("\\", "/")).parts
+    if ".." in parts or value.startswith(("/", "\\")) or ":" in parts[0] or "\0" in value:
+        raise UserError(f"{where}: filename {value!r} leaves the folder of images; make it a relative path")
+    return "/".join(parts)
+
+
+def _imgid(entry: dict[str, Any], position: int, where: str) -> int:
+    value = entry.get("imgid", position)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f'{where}: "imgid" is {value!r}, not a whole number; restore the published file')
+    return value
+
+
+def _split(value: Any, where: str) -> str:
+    split = "train" if value == "restval" else value
+    if split not in SPLITS:
+        raise UserError(f'{where}: "split" is {value!r}; it must be one of {", ".join(SPLITS)}')
+    return split
+
+
+def _caption(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "raw" is {value!r}, not text; restore the published file')
+    return value
+
+
+def _checked(images: list[AnnotatedImage], path: Path) -> list[AnnotatedImage]:
+    if not images:
+        raise UserError(f"{path}: holds no images; restore the published file")
+    for key in ("imgid", "filename"):
+        seen = set()
+        for image in images:
+            value = getattr(image, key)
+            if value in seen:
+                raise UserError(f"{path}: {key} {value!r} stands twice; remove one of the two entries")
+            seen.add(value)
+    return images

@@ -1,0 +1,180 @@
+"""The public data sets of remote-sensing image captioning, each as one specification, loaded by one function."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.annotations import SPLITS, AnnotatedImage, read_karpathy, read_nwpu, swap_val_and_test
+from data.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a public data set before its files are opened.
+
+    `annotations` and `image_folders` are the names that circulate, the published one first. `split_sizes`
+    counts images of (train, val, test). `landmarks` maps an image to the split that it has under the
+    captioning convention, for data sets that circulate with val and test exchanged.
+    """
+
+    name: str
+    citation: str
+    source: str
+    annotations: tuple[str, ...]
+    image_folders: tuple[str, ...]
+    split_sizes: tuple[int, int, int] | None
+    read: Callable[[Path], list[AnnotatedImage]] = read_karpathy
+    landmarks: dict[str, str] = field(default_factory=dict)
+
+
+_LU_2018 = "Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, IEEE TGRS 56(4), 2018"
+_QU_2016 = "Qu, Li, Tao, Lu: Deep Semantic Understanding of High Resolution Remote Sensing Image, CITS 2016"
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            name="synthetic",
+            citation="made by data/synthetic.py of this repository",
+            source="train.py makes it itself",
+            annotations=("dataset_rsicd.json",),
+            image_folders=("RSICD_images",),
+            split_sizes=None,
+        ),
+        DatasetSpec(
+            name="RSICD",
+            citation=_LU_2018,
+            source="github.com/201528014227051/RSICD_optimal",
+            annotations=("dataset_rsicd.json",),
+            image_folders=("RSICD_images", "images"),
+            split_sizes=(8734, 1093, 1094),
+            landmarks={"airport_348.jpg": "val", "airport_61.jpg": "test"},
+        ),
+        DatasetSpec(
+            name="UCM",
+            citation=_QU_2016,
+            source="github.com/201528014227051/RSICD_optimal (UCM-captions)",
+            annotations=("dataset.json", "dataset_ucm.json"),
+            image_folders=("imgs", "images"),
+            split_sizes=(1680, 210, 210),
+        ),
+        DatasetSpec(
+            name="Sydney",
+            citation=_QU_2016,
+            source="github.com/201528014227051/RSICD_optimal (Sydney-captions)",
+            annotations=("dataset.json", "dataset_sydney.json"),
+            image_folders=("imgs", "images"),
+            split_sizes=(497, 58, 58),
+        ),
+        DatasetSpec(
+            name="NWPU",
+            citation="Cheng, Huang, Xu, Zhou, Li, Wang: NWPU-Captions Dataset and MLCA-Net, IEEE TGRS 60, 2022",
+            source="github.com/HaiyanHuang98/NWPU-Captions",
+            annotations=("dataset_nwpu.json",),
+            image_folders=("NWPU_images", "images", "NWPU-RESISC45"),
+            split_sizes=(25200, 3150, 3150),
+            read=read_nwpu,
+        ),
+    )
+}
+
+CONVENTIONS = ("captioning", "as-is")
+
+
+@dataclass(frozen=True)
+class CaptionDataset:
+    """A data set on disk: its images by split, the folder that they lie in, and what was noticed on the way."""
+
+    spec: DatasetSpec
+    image_root: Path
+    images: tuple[AnnotatedImage, ...]
+    notes: tuple[str, ...]
+
+    def split(self, name: str) -> list[AnnotatedImage]:
+        """The images of one split, in the order of the annotations. `UserError` where there are none."""
+        images = [image for image in self.images if image.split == name]
+        if not images:
+            raise UserError(
+                f"{self.spec.name}: split {name!r} has no images in {self.image_root.parent}; "
+                f"choose one of {', '.join(sorted({i.split for i in self.images}))}"
+            )
+        return images
+
+    def path(self, image: AnnotatedImage) -> Path:
+        """Where the image's file lies."""
+        return self.image_root / image.filename
+
+
+def load_dataset(name: str, root: Path | None, convention: str = "captioning") -> CaptionDataset:
+    """Open data set `name` in folder `root`, as published.
+
+    RSICD circulates with val and test exchanged: the captioning annotations have `airport_61.jpg` in test
+    (1,094 images), the retrieval benchmarks in val. Both are recognised by their content; under
+    `convention="captioning"` the names are put right, under `"as-is"` they stay. `notes` says which was
+    found, and where split sizes differ from the published ones or image files are missing.
+
+    Raises `UserError` where the name, the folder, the annotation file or the images are not to be had.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+    if convention not in CONVENTIONS:
+        raise UserError(f"unknown convention {convention!r}; known are {', '.join(CONVENTIONS)}")
+    spec = DATASETS[name]
+    want = f"{spec.annotations[0]} and {spec.image_folders[0]}/"
+    if root is None:
+        raise UserError(f"{name} needs --data-root DIR, a folder with {want}; get them from {spec.source}")
+    annotations = _first(root, spec.annotations, Path.is_file)
+    image_root = _first(root, spec.image_folders, Path.is_dir)
+    if annotations is None or image_root is None:
+        missing = " or ".join(spec.annotations if annotations is None else spec.image_folders)
+        raise UserError(f"{root}: no {missing}; get {want} from {spec.source} and put them there")
+
+    images = spec.read(annotations)
+    notes = []
+    convention_found = _convention(images, spec.landmarks)
+    if convention_found == "exchanged":
+        if convention == "captioning":
+            images = swap_val_and_test(images)
+            notes.append(
+                f"{name}: val and test are exchanged in {annotations.name} (the retrieval benchmarks' convention); "
+                "using the captioning convention"
+            )
+        else:
+            notes.append(f"{name}: val and test are exchanged in {annotations.name}; kept as they are")
+    elif convention_found == "captioning":
+        notes.append(f"{name}: splits follow the captioning convention")
+    notes += _size_notes(images, spec)
+    return CaptionDataset(spec, image_root, tuple(_located(images, image_root)), tuple(notes))
+
+
+def _first(root: Path, names: tuple[str, ...], is_there: Callable[[Path], bool]) -> Path | None:
+    return next((root / name for name in names if is_there(root / name)), None)
+
+
+def _convention(images: list[AnnotatedImage], landmarks: dict[str, str]) -> str | None:
+    """'captioning', 'exchanged', or None where no landmark is there or they contradict each other."""
+    agree = {image.split == landmarks[image.filename] for image in images if image.filename in landmarks}
+    return None if len(agree) != 1 else "captioning" if agree.pop() else "exchanged"
+
+
+def _size_notes(images: list[AnnotatedImage], spec: DatasetSpec) -> list[str]:
+    if spec.split_sizes is None:
+        return []
+    found = Counter(image.split for image in images)
+    differing = [
+        f"{split} {found[split]} (published {size})"
+        for split, size in zip(SPLITS, spec.split_sizes, strict=True)
+        if found[split] != size
+    ]
+    return [f"warning: {spec.name}: split sizes differ: {', '.join(differing)}"] if differing else []
+
+
+def _located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedImage]:
+    """The images with `filename` as it really lies under `image_root`: in its category's folder or flat."""
+    if (image_root / images[0].filename).exists() or "/" not in images[0].filename:
+        return images
+    return [
+        AnnotatedImage(image.imgid, image.filename.rsplit("/", 1)[1], image.split, image.captions)
+        for image in images
+    ]

@@ -1,0 +1,183 @@
+"""From annotated images to batches: several captions per image, each distinct caption once with its multiplicity."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.annotations import AnnotatedImage
+from data.images import read_image
+from data.tokenizer import tokenize
+from data.transforms import Preprocessing, to_channels_first
+from data.vocabulary import Vocabulary
+from models.tokens import PAD
+
+IGNORE = -100  # what the losses do not count as a word
+
+
+class BatchKey(NamedTuple):
+    """Which rows make a batch, and in which epoch (what augmentation is seeded with)."""
+
+    epoch: int
+    rows: list[int]
+
+
+class Visuals(Protocol):
+    """Where the visual input of row i comes from: images [b, 3, H, W] uint8, or features [b, N, D] float16."""
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
+        """These rows, in this order."""
+
+
+@dataclass
+class Batch:
+    """B images with P captions of at most T words (P >= B in training, captions of one image side by side).
+
+    `tokens` [P, T + 1] int64 run from `<start>` to `<end>` and are padded with `<pad>`; `image_of` [P] says which of
+    the B images a caption is of; `weight` [P] float32 how often it stands in the annotations.
+    """
+
+    visuals: Tensor
+    rows: Tensor
+    tokens: Tensor
+    image_of: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return replace(
+            self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+    @property
+    def words(self) -> Tensor:
+        """What is to be predicted after each token: int64 [P, T], -100 where there is nothing."""
+        target = self.tokens[:, 1:]
+        return target.masked_fill(target == PAD, IGNORE)
+
+    @property
+    def word_count(self) -> float:
+        """Words to predict, each caption as often as it stands in the annotations."""
+        return float(((self.tokens[:, 1:] != PAD).sum(1) * self.weight).sum())
+
+    @property
+    def caption_count(self) -> float:
+        """Captions, each as often as it stands in the annotations."""
+        return float(self.weight.sum())
+
+
+class ImageFiles:
+    """Reads, preprocesses and, where asked, augments image files; `blank` gives grey images instead (a control)."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preprocessing: Preprocessing,
+        augment: bool = False,
+        seed: int = 0,
+        blank: bool = False,
+    ) -> None:
+        self.paths = list(paths)
+        self.size = preprocessing.size
+        self.augment, self.seed, self.blank = augment, seed, blank
+        self._transform = preprocessing.transform(augment)
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
+        """Images of the rows, uint8 [b, 3, size, size]; augmentation depends on seed, epoch and row alone."""
+        out = np.full((len(rows), 3, self.size, self.size), 127, np.uint8)
+        for i, row in enumerate(rows):
+            if not self.blank:
+                if self.augment:
+                    self._transform.set_random_seed(hash((self.seed, epoch, row)) % 2**32)
+                out[i] = to_channels_first(self._transform(image=read_image(self.paths[row]))["image"])
+        return torch.from_numpy(out)
+
+
+class CaptionBatches(Dataset[Batch]):
+    """`batches[key]` is the `Batch` of these rows; the rows' order is that of `images`."""
+
+    def __init__(
+        self, images: Sequence[AnnotatedImage], visuals: Visuals, vocabulary: Vocabulary, max_words: int
+    ) -> None:
+        self.visuals = visuals
+        self.captions = [distinct_captions(image, vocabulary, max_words) for image in images]
+        self.rows = [row for row, captions in enumerate(self.captions) if captions]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(captions, distinct captions of an image)."""
+        return sum(sum(c.values()) for c in self.captions), sum(map(len, self.captions))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest caption of each of `rows`."""
+        return np.array([max(map(len, self.captions[row])) for row in self.rows])
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        captions = [
+            (i, tokens, count)
+            for i, row in enumerate(key.rows)
+            for tokens, count in self.captions[row].items()
+        ]
+        longest = max(len(tokens) for _, tokens, _ in captions)
+        padded = [[*tokens, *[PAD] * (longest - len(tokens))] for _, tokens, _ in captions]
+        return Batch(
+            visuals=self.visuals.read(key.rows, key.epoch),
+            rows=torch.tensor(key.rows),
+            tokens=torch.tensor(padded),
+            image_of=torch.tensor([i for i, _, _ in captions]),
+            weight=torch.tensor([float(count) for _, _, count in captions]),
+        )
+
+    def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
+        """This process's batches of an epoch; a function of its arguments alone, so that a run can be resumed.
+
+        Images are shuffled, then sorted by length within windows of 16 batches, so that little is padded; the batches
+        are shuffled again. Every process gets the same number of batches; those left over sit out this epoch.
+        """
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self.rows))
+        lengths = self.lengths()
+        window = 16 * batch_size
+        batches = []
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+        shuffled = [batches[i] for i in rng.permutation(len(batches))]
+        usable = len(shuffled) // world * world or len(shuffled)
+        return [BatchKey(epoch, [self.rows[i] for i in batch]) for batch in shuffled[rank:usable:world]]
+
+
+def distinct_captions(
+    image: AnnotatedImage, vocabulary: Vocabulary, max_words: int
+) -> Counter[tuple[int, ...]]:
+    """The distinct captions of an image as tokens, with how often each stands there; captions without words drop out.
+
+    RSICD repeats one sentence five times for half of its images: 43,670 captions are 17,8xx distinct pairs.
+    """
+    worded = (words for words in map(tokenize, image.captions) if words)
+    return Counter(tuple(vocabulary.encode(words, max_words)) for words in worded)
+
+
+def loader(batches: CaptionBatches, keys: Sequence[BatchKey], workers: int) -> DataLoader[Batch]:
+    """Yields the batches of `keys` in order, read ahead by `workers` processes (0: in this one)."""
+    return DataLoader(batches, sampler=keys, batch_size=None, num_workers=workers)
+
+
+def visual_loader(visuals: Visuals, keys: Sequence[BatchKey], workers: int) -> DataLoader[Tensor]:
+    """Yields the visual input of `keys` in order, for a pass without captions."""
+    return DataLoader(_Reader(visuals), sampler=keys, batch_size=None, num_workers=workers)
+
+
+class _Reader(Dataset[Tensor]):
+    def __init__(self, visuals: Visuals) -> None:
+        self.visuals = visuals
+
+    def __getitem__(self, key: BatchKey) -> Tensor:
+        return self.visuals.read(key.rows, key.epoch)

@@ -1,0 +1,1 @@
+"""Encoder, attention, decoder, decoding: tensors in, tensors out; no file format is known here."""

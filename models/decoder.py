@@ -1,0 +1,115 @@
+"""The LSTM decoder with soft attention over regions (Xu et al., "Show, Attend and Tell", ICML 2015)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import SoftAttention
+
+# Shapes: B images, P captions, T words, V vocabulary, N regions, D encoder channels, E width of everything inside.
+
+
+class Regions(NamedTuple):
+    """What the decoder needs of each caption's image, computed once: keys and values [P, N, E], mask [P, N] or None."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+    def select(self, rows: Tensor) -> "Regions":
+        """The regions of these rows, in this order."""
+        return Regions(self.keys[rows], self.values[rows], None if self.mask is None else self.mask[rows])
+
+
+class State(NamedTuple):
+    """The LSTM's hidden state and cell, [P, E] each."""
+
+    hidden: Tensor
+    cell: Tensor
+
+    def select(self, rows: Tensor) -> "State":
+        """The states of these rows, in this order."""
+        return State(self.hidden[rows], self.cell[rows])
+
+
+class Decoder(nn.Module):
+    """An LSTM that looks at the regions before each word.
+
+        a_t, z_t = attention(regions, h_{t-1});  z'_t = sigmoid(W_b h_{t-1}) * z_t     (gated context, section 4.2.1)
+        h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                             (eq. 1-3)
+        logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                             (deep output, eq. 7)
+
+    h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
+    EACL 2017), since 17,813 distinct captions are few.
+
+    Args:
+        vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.
+    """
+
+    def __init__(self, vocabulary_size: int, channels: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.width = width
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.region = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), nn.ReLU())
+        self.key = nn.Linear(width, width)
+        self.attention = SoftAttention(width)
+        self.initial = nn.Linear(width, 2 * width)
+        # one matrix product gives all that depends on h_{t-1}: the query, the context's gate, the LSTM's recurrence
+        self.from_hidden = nn.Linear(width, 6 * width)
+        self.from_word = nn.Linear(width, 4 * width)
+        self.from_context = nn.Linear(width, 4 * width, bias=False)
+        self.output_context = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, vocabulary_size)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.classifier.weight = self.embedding.weight
+        nn.init.zeros_(self.classifier.bias)
+
+    def prepare(self, features: Tensor, mask: Tensor | None) -> Regions:
+        """Project region features [B, N, D]; `mask` bool [B, N] says which regions are there (None: all)."""
+        values = self.dropout(self.region(features))
+        return Regions(self.key(values), values, mask)
+
+    def start(self, regions: Regions) -> State:
+        """h_0 and c_0 from the mean of the regions that are there."""
+        if regions.mask is None:
+            mean = regions.values.mean(1)
+        else:
+            present = regions.mask[..., None].to(regions.values.dtype)
+            mean = (regions.values * present).sum(1) / present.sum(1)
+        hidden, cell = torch.tanh(self.initial(mean)).chunk(2, -1)
+        return State(hidden, cell.float())
+
+    def forward(self, regions: Regions, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64."""
+        words = self.dropout(self.embedding(tokens))
+        from_words = self.from_word(words)  # [P, T, 4 E], none of it depends on the state
+        state = self.start(regions)
+        hiddens, contexts, attentions = [], [], []
+        for t in range(tokens.shape[1]):
+            state, context, attention = self._step(regions, state, from_words[:, t])
+            hiddens.append(state.hidden)
+            contexts.append(context)
+            attentions.append(attention)
+        logits = self._logits(torch.stack(hiddens, 1), torch.stack(contexts, 1), words)
+        return logits, torch.stack(attentions, 1)
+
+    def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
+        """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64."""
+        words = self.dropout(self.embedding(tokens))
+        state, context, attention = self._step(regions, state, self.from_word(words))
+        return self._logits(state.hidden, context, words), state, attention
+
+    def _step(self, regions: Regions, state: State, from_word: Tensor) -> tuple[State, Tensor, Tensor]:
+        query, gate, recurrent = self.from_hidden(state.hidden).split(
+            [self.width, self.width, 4 * self.width], -1
+        )
+        context, attention = self.attention(regions.keys, regions.values, query, regions.mask)
+        context = torch.sigmoid(gate) * context
+        i, f, o, g = (from_word + recurrent + self.from_context(context)).chunk(4, -1)
+        cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
+        return State(torch.sigmoid(o) * torch.tanh(cell).to(o.dtype), cell), context, attention
+
+    def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
+        return self.classifier(self.dropout(hidden + self.output_context(context) + words))

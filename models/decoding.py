@@ -1,0 +1,170 @@
+"""From a trained decoder to words: beam search, greedy, sampling; batched over images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.decoder import Decoder, Regions
+from models.tokens import END, PAD, START, UNK
+
+# Shapes: B images, K beams, V vocabulary, N regions.
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A decoded caption.
+
+    `tokens` are its words, without `<start>` and `<end>`; `score` is the log-probability of words and end, divided by
+    their number to the power of the length penalty; `attention` [len(tokens), N] says where each word looked.
+    """
+
+    tokens: list[int]
+    score: float
+    attention: Tensor
+
+
+@torch.inference_mode()
+def beam_search(
+    decoder: Decoder, regions: Regions, beam_size: int = 5, max_words: int = 30, length_penalty: float = 1.0
+) -> list[list[Hypothesis]]:
+    """The `beam_size` best captions of each image, best first.
+
+        score(y) = log p(y) / len(y)^length_penalty,   len counts the words and the end      (Wu et al. 2016, eq. 14,
+                                                       with the plain power of the length)
+
+    Every caption has one to `max_words` words; one that reaches `max_words` is ended there. An image is done when it
+    has `beam_size` ended captions and none that still runs scores better, at its present length, than the worst of
+    them. What is found for an image does not depend on the others in the batch.
+
+    Args:
+        regions: of B images, as `Decoder.prepare` gives them. beam_size, max_words: at least 1.
+    """
+    if beam_size < 1 or max_words < 1:
+        raise ValueError(f"beam_size {beam_size} and max_words {max_words} must be at least 1")
+    images, device = regions.keys.shape[0], regions.keys.device
+    owner = torch.arange(images, device=device).repeat_interleave(beam_size)
+    beams = regions.select(owner)  # B * K rows, the beams of an image side by side
+    first_row = torch.arange(images, device=device)[:, None] * beam_size  # [B, 1]
+    state = decoder.start(beams)
+    running = torch.full(
+        (images, beam_size), -torch.inf, device=device
+    )  # log p of the captions that still run
+    running[:, 0] = 0.0  # one beam to begin with: equal beams would only find the same words
+    last = torch.full((images * beam_size,), START, device=device)
+    ended = torch.full(
+        (images, beam_size), -torch.inf, device=device
+    )  # scores of those that have ended, sorted
+    ended_at = torch.zeros(
+        images, beam_size, 2, dtype=torch.long, device=device
+    )  # (words, beam) of their last word
+    done = torch.zeros(images, 1, dtype=torch.bool, device=device)
+    words, parents, attentions = [], [], []  # of every step, [B, K], [B, K], [B, K, N]
+
+    for length in range(max_words + 1):
+        logits, state, attention = decoder.step(beams, state, last)
+        log_p = _log_probabilities(logits).view(images, beam_size, -1) + running[..., None]  # [B, K, V]
+        if length:
+            ending = log_p[..., END] / (length + 1) ** length_penalty
+            scores, order = torch.cat([ended, ending.masked_fill(done, -torch.inf)], 1).topk(beam_size, 1)
+            here = torch.stack([torch.full_like(order, length), torch.arange(beam_size, device=device)
+                                .expand(images, -1)], -1)  # fmt: skip
+            ended = scores
+            ended_at = torch.cat([ended_at, here], 1).gather(1, order[..., None].expand(-1, -1, 2))
+        log_p[..., END] = -torch.inf
+        running, flat = log_p.view(images, -1).topk(beam_size, 1)
+        done = done | (running[:, :1] / (length + 1) ** length_penalty <= ended[:, -1:])
+        if length == max_words or bool(done.all()):
+            break
+        parent, word = flat // log_p.shape[-1], flat % log_p.shape[-1]
+        rows = (first_row + parent).flatten()
+        state, last = state.select(rows), word.flatten()
+        words.append(word)
+        parents.append(parent)
+        attentions.append(attention.view(images, beam_size, -1).gather(
+            1, parent[..., None].expand(-1, -1, attention.shape[-1])))  # fmt: skip
+    return _trace(ended, ended_at, words, parents, attentions)
+
+
+def _trace(
+    ended: Tensor, ended_at: Tensor, words: list[Tensor], parents: list[Tensor], attentions: list[Tensor]
+) -> list[list[Hypothesis]]:
+    """Follow each ended caption back from its last word to its first."""
+    word, parent = torch.stack(words).tolist(), torch.stack(parents).tolist()  # [T][B][K]
+    attention = torch.stack(attentions).float().cpu()  # [T, B, K, N]
+    found = []
+    for image, (scores, places) in enumerate(zip(ended.tolist(), ended_at.tolist(), strict=True)):
+        hypotheses = []
+        for score, (length, beam) in zip(scores, places, strict=True):
+            if score == -torch.inf:  # fewer captions than beams: a vocabulary of a few words
+                continue
+            path = []
+            for t in range(length - 1, -1, -1):
+                path.append((t, beam))
+                beam = parent[t][image][beam]
+            path.reverse()
+            looked = torch.stack([attention[t, image, k] for t, k in path])
+            hypotheses.append(Hypothesis([word[t][image][k] for t, k in path], score, looked))
+        found.append(hypotheses)
+    return found
+
+
+@torch.inference_mode()
+def greedy(decoder: Decoder, regions: Regions, max_words: int = 30) -> list[Hypothesis]:
+    """The most probable word at every step, until the end or `max_words`: one caption an image."""
+    return _roll(decoder, regions, max_words, lambda logits: logits.argmax(-1))
+
+
+@torch.inference_mode()
+def sample(
+    decoder: Decoder,
+    regions: Regions,
+    max_words: int = 30,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[Hypothesis]:
+    """Words drawn from softmax(logits / temperature) until the end or `max_words`: one caption an image."""
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive (greedy is its limit at 0)")
+
+    def draw(logits: Tensor) -> Tensor:
+        return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+
+    return _roll(decoder, regions, max_words, draw)
+
+
+def _roll(
+    decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor]
+) -> list[Hypothesis]:
+    images = regions.keys.shape[0]
+    state = decoder.start(regions)
+    last = torch.full((images,), START, device=regions.keys.device)
+    running = torch.ones(images, dtype=torch.bool, device=last.device)
+    total = torch.zeros(images, device=last.device)
+    words, attentions = [], []
+    for length in range(max_words + 1):
+        logits, state, attention = decoder.step(regions, state, last)
+        log_p = _log_probabilities(logits)
+        if length == 0:
+            log_p[:, END] = -torch.inf
+        last = torch.full_like(last, END) if length == max_words else choose(log_p)
+        total += torch.where(running, log_p.gather(1, last[:, None]).squeeze(1), 0.0)
+        words.append(torch.where(running, last, END))
+        attentions.append(attention)
+        running = running & (last != END)
+        if not bool(running.any()):
+            break
+    tokens, looked = torch.stack(words, 1).tolist(), torch.stack(attentions, 1).float().cpu()
+    lengths = [row.index(END) for row in tokens]
+    return [
+        Hypothesis(row[:length], score / (length + 1), looked[i, :length])
+        for i, (row, length, score) in enumerate(zip(tokens, lengths, total.tolist(), strict=True))
+    ]
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities in float32; `<pad>`, `<start>` and `<unk>` are never said."""
+    log_p = logits.float().log_softmax(-1)
+    log_p[:, [PAD, START, UNK]] = -torch.inf
+    return log_p

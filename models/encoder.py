@@ -1,0 +1,83 @@
+"""CNN encoders: images to a grid of features."""
+
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+TORCHVISION = "torchvision/"
+
+
+class Encoder(nn.Module):
+    """A convolutional (or transformer) backbone without its classifier: images to features [B, N, D], N = h * w.
+
+    Args:
+        name: a model of timm (`resnet50`, `tf_efficientnet_lite2`, `swin_tiny_patch4_window7_224`, ...) or, as
+            `torchvision/resnet50`, of torchvision. Raises `ValueError` where neither knows it.
+
+    Shape:
+        images: uint8 [B, 3, H, W], RGB; output: float [B, h * w, D], row by row from the top left.
+
+    The weights are random: a state dict brings them. `mean` and `std` ([3], in 0..1) are what those weights were
+    trained with; they are buffers, so that they travel with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+        std: tuple[float, ...] = (0.229, 0.224, 0.225)
+        try:
+            if name.startswith(TORCHVISION):
+                self.backbone: nn.Module = _torchvision_backbone(name.removeprefix(TORCHVISION))
+            else:
+                self.backbone = timm.create_model(name, pretrained=False, num_classes=0)
+                about: Any = self.backbone.pretrained_cfg
+                mean, std = about["mean"], about["std"]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"no encoder {name!r}: {error}") from None
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, N, D] of uint8 images [B, 3, H, W]."""
+        scaled = (images.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+        scaled = scaled.contiguous(
+            memory_format=torch.channels_last
+        )  # twice as fast on CPUs, no slower elsewhere
+        if isinstance(self.backbone, nn.Sequential):
+            features = self.backbone(scaled)
+        else:
+            features = self.backbone.forward_features(scaled)  # type: ignore[operator]
+        return self._rows(features)
+
+    def _rows(self, features: Tensor) -> Tensor:
+        """[B, D, h, w], [B, h, w, D] or [B, prefix + N, D] as [B, N, D]."""
+        if features.ndim == 3:
+            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+        channels = getattr(self.backbone, "num_features", features.shape[1])
+        if features.shape[1] == channels:
+            return features.flatten(2).transpose(1, 2)
+        return features.flatten(1, 2)
+
+    @torch.no_grad()
+    def output_shape(self, size: int) -> tuple[int, int]:
+        """(N, D) of the features of `size` x `size` images."""
+        training = self.training
+        features = self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
+        self.train(training)
+        return features.shape[1], features.shape[2]
+
+
+def _torchvision_backbone(name: str) -> nn.Sequential:
+    model = torchvision.models.get_model(name, weights=None)
+    if isinstance(
+        getattr(model, "features", None), nn.Module
+    ):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
+        return nn.Sequential(model.features)
+    return nn.Sequential(*list(model.children())[:-2])  # ResNets: all but pooling and classifier

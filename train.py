@@ -1,0 +1,355 @@
+"""Train a captioner: python train.py [--dataset RSICD --data-root DIR] [section.key=value ...].
+
+With nothing else it trains on synthetic scenes that it makes itself. Every option and its default stands in
+utils/config.py; recipes stand in configs/. A run's folder holds config.yaml, metrics.jsonl, best.safetensors (what
+eval.py and caption.py read), last/ (what --resume needs) and attention.png.
+"""
+
+import argparse
+
+from utils.config import Config, dump_config, load_config
+from utils.files import git_sha, run_program, write_whole
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; None where a flag was not given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", metavar="F.yaml", help="a recipe (default: the data set's own in configs/)"
+    )
+    parser.add_argument("--dataset", help="synthetic (default), RSICD, UCM, Sydney or NWPU")
+    parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="the run's folder (default: runs/DATASET-DATE-TIME)"
+    )
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output-dir, or start it"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="any option of utils/config.py"
+    )
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from data.tokenizer import tokenize
+from loss import LossFactory, LossResult, build_loss
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from utils.metrics import score_captions
+
+from data.annotations import AnnotatedImage
+from data.datasets import CaptionDataset
+from data.errors import UserError
+from data.loading import Batch, CaptionBatches, Visuals, loader
+from data.vocabulary import Vocabulary
+from utils.checkpoint import (
+    Checkpoint,
+    build_captioner,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from utils.devices import best_device, choose_precision
+from utils.inference import caption_rows
+from utils.pretrained import load_encoder
+from utils.progress import track
+from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of
+from utils.tracking import Tracker
+from utils.visualize import Panel, attention_figure
+
+# What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
+OUT = ("pred", "attention", "region_count")
+TARGET = ("target", "weight", "token_count", "caption_count")
+FAST_METRICS = ("Bleu", "ROUGE_L", "CIDEr")  # those that need no Java
+PICTURED = 6  # val images in attention.png
+console = Console()
+
+
+@dataclass
+class Progress:
+    """Where a run stands: epochs and steps done, the best CIDEr on val and its epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """One run, from the files of a data set to the best checkpoint and a picture."""
+    config = load_config(arguments)
+    try:
+        criteria = build_loss(config.model_dump(), class_dim=-1)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.losses: {error}") from None
+    if problems := criteria.missing(OUT, TARGET):
+        raise UserError(f"model.losses: {'; '.join(problems)}")
+    accelerator = Accelerator(mixed_precision=choose_precision(config.train.precision, best_device()))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    console.quiet = not accelerator.is_main_process
+    set_seed(config.seed)
+
+    # Data: annotations, words, and what the decoder will look at.
+    with accelerator.main_process_first():
+        dataset = open_dataset(config)
+        encoder = load_encoder(config.model.encoder.name, config.model.encoder.weights).to(accelerator.device)
+        images = {split: dataset.split(split) for split in ("train", "val")}
+        visuals: dict[str, Visuals] = {}
+        for split in images:
+            if config.model.encoder.trainable:
+                visuals[split] = image_files(
+                    config, dataset, images[split], config.data.augment and split == "train"
+                )
+            else:
+                visuals[split] = frozen_features(
+                    config, dataset, images[split], encoder, accelerator.mixed_precision
+                )
+    words = (tokenize(caption) for image in images["train"] for caption in image.captions)
+    vocabulary = Vocabulary.build(words, config.data.min_count)
+    batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words)
+    describe_data(dataset, images, vocabulary, batches)
+
+    # Model, optimizer, and where the run stands.
+    _, channels = encoder.output_shape(config.data.size)
+    captioner = build_captioner(config.model, encoder, len(vocabulary), channels).to(accelerator.device)
+    groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
+    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    run_dir = open_run(config, arguments.resume, accelerator)
+    state_path = run_dir / "last" / "state.safetensors"
+    progress = Progress()
+    if state_path.exists():
+        progress = Progress(**load_state(state_path, captioner, optimizer))
+        console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
+    tracker = Tracker(run_dir, config, progress.step) if accelerator.is_main_process else None
+    log = tracker.log if tracker else lambda *_: None
+    model, optimizer = accelerator.prepare(captioner, optimizer)
+
+    accumulation = config.train.accumulation
+    per_epoch = math.ceil(
+        len(batches.epoch(0, config.train.batch_size, config.seed, rank, world)) / accumulation
+    )
+    total = per_epoch * config.train.epochs
+    console.print(
+        f"run folder {run_dir}: {total} steps on {accelerator.device} in {accelerator.mixed_precision}"
+    )
+
+    for epoch in range(progress.epoch, config.train.epochs):
+        # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all processes.
+        model.train()
+        criteria.set_epoch(epoch + 1)
+        began = time.monotonic()
+        keys = batches.epoch(epoch, config.train.batch_size, config.seed, rank, world)
+        stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
+        for _ in range(per_epoch):
+            rate = learning_rate(progress.step, total, config.train.warmup)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate
+            group_of_batches = [b for _, b in zip(range(accumulation), stream, strict=False)]
+            terms = train_step(model, criteria, optimizer, group_of_batches, accelerator, config.train.clip)
+            progress.step += 1
+            if progress.step % config.train.log_every == 0:
+                values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
+                log(progress.step, {"epoch": epoch + 1, "lr": peaks[0] * rate, **values})
+        trained = time.monotonic() - began
+
+        # Validate by free decoding; the best checkpoint is the one with the highest CIDEr.
+        mine = range(rank, len(images["val"]), world)
+        captions = caption_rows(
+            captioner,
+            vocabulary,
+            visuals["val"],
+            mine,
+            config.decoding,
+            accelerator.mixed_precision,
+            what="validation",
+        )
+        said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
+        scores = score_captions(
+            said, {i: image.captions for i, image in enumerate(images["val"])}, FAST_METRICS
+        ).metrics
+        progress.epoch = epoch + 1
+        if scores["CIDEr"] > progress.best:
+            progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
+            if tracker:
+                about = {"epoch": epoch + 1, "val": scores, "git_sha": git_sha()}
+                checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
+                save_checkpoint(run_dir / "best.safetensors", checkpoint)
+        if tracker:
+            log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
+            save_state(state_path, captioner, optimizer, asdict(progress))
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        seconds = time.monotonic() - began
+        console.print(
+            f"epoch {epoch + 1:3d}  loss {float(terms['loss']):.3f}  {shown}  {trained:.0f} + {seconds - trained:.0f} s"
+        )
+        if epoch + 1 - progress.best_epoch >= config.train.patience:
+            console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
+            break
+
+    accelerator.wait_for_everyone()
+    if tracker:
+        show_result(run_dir, dataset, images["val"], visuals["val"], accelerator, tracker, progress.step)
+        tracker.finish()
+
+
+def learning_rate(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at `step` of `steps`: a linear rise, then half a cosine down to zero."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def train_step(
+    model: torch.nn.Module,
+    criteria: LossFactory,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    clip: float,
+) -> dict[str, Tensor]:
+    """One optimizer step on `batches`; returns the loss, its terms raw and weighted, and the gradient's norm.
+
+    Words and captions are counted over all batches and processes first, so that the gradient is that of one mean over
+    all of them, however they are split.
+    """
+    counts = torch.tensor([[b.word_count, b.caption_count] for b in batches], device=accelerator.device).sum(
+        0
+    )
+    token_count, caption_count = accelerator.reduce(
+        counts, "mean"
+    )  # the gradients of processes are averaged, too
+    terms: dict[str, Tensor] = {}
+    for i, cpu_batch in enumerate(batches):
+        batch = cpu_batch.to(accelerator.device)
+        with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
+            with accelerator.autocast():
+                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of)
+            result = criteria(
+                {
+                    "pred": output.logits,
+                    "attention": output.attention,
+                    "region_count": output.attention.shape[-1],
+                },
+                {
+                    "target": batch.words,
+                    "weight": batch.weight,
+                    "token_count": token_count,
+                    "caption_count": caption_count,
+                },
+            )
+            if not torch.isfinite(result.total):
+                values = ", ".join(f"{name} {float(value)}" for name, value in result.terms.items())
+                raise UserError(
+                    f"the loss is not finite ({values}); lower train.lr or set train.precision=no"
+                )
+            accelerator.backward(result.total)
+        for name, value in log_terms(result).items():
+            terms[name] = terms[name] + value if name in terms else value
+    terms["gradient"] = accelerator.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return terms
+
+
+def log_terms(result: LossResult) -> dict[str, Tensor]:
+    """The loss and its terms under the names that they have in the log: raw, weighted, and the parts of each."""
+    return {
+        "loss": result.total.detach(),
+        **{f"train/{name}": value for name, value in (result.terms | result.parts).items()},
+        **{f"train/weighted/{name}": value for name, value in result.weighted.items()},
+    }
+
+
+def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, with config.yaml in it; one that holds a run is only taken with --resume."""
+    started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
+    run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
+    written = run_dir / "config.yaml"
+    if written.exists() and not resume:
+        raise UserError(
+            f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir"
+        )
+    if accelerator.is_main_process and not written.exists():
+        write_whole(written, dump_config(config))
+    accelerator.wait_for_everyone()
+    return run_dir
+
+
+def describe_data(
+    dataset: CaptionDataset,
+    images: dict[str, list[AnnotatedImage]],
+    vocabulary: Vocabulary,
+    batches: CaptionBatches,
+) -> None:
+    """Say what is trained on."""
+    for note in dataset.notes:
+        console.print(note)
+    captions, distinct = batches.counts
+    console.print(
+        f"{dataset.spec.name}: {len(images['train'])} train and {len(images['val'])} val images, {len(vocabulary)} "
+        f"words; {captions} captions are {distinct} distinct pairs, each trained once with its count as weight"
+    )
+
+
+def show_result(
+    run_dir: Path,
+    dataset: CaptionDataset,
+    images: Sequence[AnnotatedImage],
+    visuals: Visuals,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    step: int,
+) -> None:
+    """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
+    best = load_checkpoint(run_dir / "best.safetensors")
+    rows = [i * len(images) // PICTURED for i in range(min(PICTURED, len(images)))]
+    captioner = best.captioner.to(accelerator.device)
+    captions = caption_rows(
+        captioner, best.vocabulary, visuals, rows, best.config.decoding, accelerator.mixed_precision
+    )
+    pixels = image_files(best.config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
+    panels = [Panel(image, *beams[0][::2]) for image, beams in zip(pixels, captions, strict=True)]
+    picture = run_dir / "attention.png"
+    attention_figure(picture, panels)
+    if tracker.active:
+        table = [
+            (images[row].filename, dataset.path(images[row]), " ".join(panel.words), images[row].captions[0])
+            for row, panel in zip(rows, panels, strict=True)
+        ]
+        tracker.table(step, ("filename", "image", "caption", "reference"), table)
+        tracker.table(step, ("attention",), [(picture,)])
+
+    result = Table(
+        title=f"{dataset.spec.name} val, epoch {best.about['epoch']}, beam {best.config.decoding.beam_size}"
+    )
+    for name in best.about["val"]:
+        result.add_column(name, justify="right")
+    result.add_row(*(f"{100 * value:.2f}" for value in best.about["val"].values()))
+    console.print(result)
+    console.print(f"run folder  {run_dir}\npicture     {picture}")
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(ARGUMENTS))

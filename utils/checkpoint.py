@@ -1,0 +1,156 @@
+"""Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
+
+`best.safetensors` is all that inference needs: weights of encoder and decoder, configuration, vocabulary,
+preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer, random state, progress.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from data.errors import UserError
+from data.transforms import Preprocessing
+from data.vocabulary import Vocabulary
+from models.captioner import Captioner
+from models.decoder import Decoder
+from models.encoder import Encoder
+from utils.config import Config, ModelConfig, parse_config
+from utils.files import write_whole
+
+FORMAT = "nadir-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A captioner with what it needs to read images and write words; `about` is the rest of its metadata."""
+
+    captioner: Captioner
+    vocabulary: Vocabulary
+    preprocessing: Preprocessing
+    config: Config
+    about: dict[str, Any]
+
+
+def build_captioner(model: ModelConfig, encoder: Encoder, vocabulary_size: int, channels: int) -> Captioner:
+    """The captioner that a configuration describes, around an encoder with `channels` features."""
+    decoder = Decoder(vocabulary_size, channels, model.decoder.width, model.decoder.dropout)
+    return Captioner(encoder, decoder, model.encoder.trainable)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint for inference, whole or not at all."""
+    metadata = {
+        "format": FORMAT,
+        "config": checkpoint.config.model_dump(mode="json"),
+        "vocabulary": list(checkpoint.vocabulary.words),
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "about": checkpoint.about,
+    }
+    _write(path, _own_tensors(checkpoint.captioner), metadata)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save_checkpoint` wrote; the captioner is in evaluation mode, on the CPU.
+
+    Raises `UserError` naming the file where it is no such checkpoint or its parts do not fit each other.
+    """
+    tensors, metadata = _read(path)
+    try:
+        config = parse_config(metadata["config"], str(path))
+        vocabulary = Vocabulary(metadata["vocabulary"])
+        preprocessing = Preprocessing(**metadata["preprocessing"])
+        about = dict(metadata["about"])
+        encoder = Encoder(config.model.encoder.name)
+        channels = tensors["decoder.region.0.weight"].shape[0]
+        captioner = build_captioner(config.model, encoder, len(vocabulary), channels)
+        _fill(captioner, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
+    return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+def save_state(
+    path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
+) -> None:
+    """Write all that resuming needs into one file, whole or not at all; `progress` is anything that JSON can hold."""
+    tensors = {f"model.{key}": value for key, value in _own_tensors(captioner).items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    _write(path, tensors, {"format": FORMAT, "progress": dict(progress)})
+
+
+def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put captioner, optimizer and random generators back as `save_state` found them; returns `progress`."""
+    tensors, metadata = _read(path)
+    states: dict[int, dict[str, Tensor]] = {}
+    try:
+        _fill(captioner, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, key = rest.partition(".")
+                states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        return dict(metadata["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: does not fit this configuration ({reason}); start a new --output-dir"
+        ) from None
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict without aliases: of tied weights the first name stays (safetensors shares no memory)."""
+    seen: set[int] = set()
+    tensors = {}
+    for key, value in module.state_dict().items():
+        if value.data_ptr() not in seen or value.numel() == 0:
+            seen.add(value.data_ptr())
+            tensors[key] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into `module`: every name and shape must agree, aliases aside."""
+    wanted = set(_own_tensors(module))
+    if wanted != set(tensors):
+        raise ValueError(f"tensors {sorted(wanted ^ set(tensors))[:3]} are missing or unknown")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    write_whole(path, save(tensors, metadata=text))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; check the path")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(
+                    f"{path}: not a checkpoint of this program (format {metadata.get('format')!r})"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, {k: v if k == "format" else json.loads(v) for k, v in metadata.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{path}: not a safetensors checkpoint ({reason}); pickles are not read here"
+        ) from None

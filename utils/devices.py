@@ -1,0 +1,28 @@
+"""The device at hand and the precision that it multiplies fastest."""
+
+import torch
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def best_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`wanted` ("no", "bf16" or "fp16"), or for "auto" bf16 where the device has it in hardware, else "no"."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bf16"
+    return "no"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocasting to `precision` on `device`; does nothing for "no"."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "no")

@@ -1,0 +1,93 @@
+"""What a configuration's data set is on this machine: its annotations, and the visual input of a split."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from data.synthetic import write_dataset
+from torch import Tensor
+
+from data.annotations import AnnotatedImage
+from data.datasets import CaptionDataset, load_dataset
+from data.features import FeatureStore, build_store, store_key
+from data.loading import BatchKey, ImageFiles, visual_loader
+from data.transforms import Preprocessing
+from models.encoder import Encoder
+from utils.config import Config
+from utils.devices import autocast
+from utils.pretrained import digest
+from utils.progress import track
+
+
+def open_dataset(config: Config) -> CaptionDataset:
+    """The configured data set; synthetic scenes are made first where they are not there yet."""
+    root = None if config.data_root is None else Path(config.data_root)
+    if config.dataset == "synthetic" and root is None:
+        scenes = config.synthetic
+        name = f"synthetic-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
+        root = Path(config.data.cache_dir) / name
+        write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
+    dataset = load_dataset(config.dataset, root, config.data.convention)
+    if not config.data.limit:
+        return dataset
+    kept = [
+        image
+        for split in dict.fromkeys(image.split for image in dataset.images)
+        for image in dataset.split(split)[: config.data.limit]
+    ]
+    return replace(dataset, images=tuple(kept))
+
+
+def image_files(
+    config: Config, dataset: CaptionDataset, images: Sequence[AnnotatedImage], augment: bool = False
+) -> ImageFiles:
+    """The images themselves, preprocessed."""
+    paths = [dataset.path(image) for image in images]
+    return ImageFiles(paths, preprocessing_of(config), augment, config.seed, config.data.blank_images)
+
+
+def frozen_features(
+    config: Config,
+    dataset: CaptionDataset,
+    images: Sequence[AnnotatedImage],
+    encoder: Encoder,
+    precision: str,
+) -> FeatureStore:
+    """The features of a frozen encoder, from the store in `data.cache_dir`; made now where they are not there.
+
+    The store's name depends on the encoder and a digest of its weights, the preprocessing, and name, size and time of
+    every file, so that features of anything else are never found.
+    """
+    files = image_files(config, dataset, images)
+    description = {
+        "encoder": encoder.name,
+        "weights": digest(encoder),
+        "precision": precision,
+        "preprocessing": preprocessing_of(config).to_dict(),
+        "blank": config.data.blank_images,
+        "split": images[0].split,
+        "dataset": dataset.spec.name,
+    }
+    path = Path(config.data.cache_dir) / "features" / f"{store_key(description, files.paths)}.h5"
+    if not path.exists():
+        size = config.model.encoder.batch_size
+        keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
+        chunks = track(
+            visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}"
+        )
+        build_store(path, chunks, len(images), lambda batch: encode(encoder, batch, precision), description)
+    return FeatureStore(path)
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, images: Tensor, precision: str) -> Tensor:
+    """Features [b, N, D] of uint8 images [b, 3, H, W], computed in `precision` where the encoder lies."""
+    device = encoder.mean.device
+    with autocast(device, precision):
+        return encoder.eval()(images.to(device))
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """The configured preprocessing."""
+    return Preprocessing(config.data.size, config.data.interpolation)
