@@ -44,6 +44,33 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None = No
         raise IndexError(f"label {labels[wrong][0].item()} is outside [0, {num_classes}) and is not ignored")
 
 
+def find_class_dim(logits: Tensor, labels: Tensor, dims: tuple[int, ...] = (1, -1)) -> int:
+    """Return the first of ``dims`` along which ``logits`` can hold the classes of ``labels``.
+
+    An axis can hold them if ``logits`` without it has the shape of ``labels``.
+
+    Raises:
+        ValueError: none of ``dims`` can.
+
+    >>> labels = torch.zeros(2, 7)
+    >>> find_class_dim(torch.zeros(2, 7, 9), labels), find_class_dim(torch.zeros(2, 9, 7), labels)
+    (2, 1)
+    """
+    shape = logits.shape
+    for dim in dims:
+        axis = dim % logits.ndim if -logits.ndim <= dim < logits.ndim else None
+        if axis is not None and shape[:axis] + shape[axis + 1 :] == labels.shape:
+            return axis
+    raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(shape)}, classes on axis {dims}")
+
+
+def along_first(weight: Tensor, values: Tensor) -> Tensor:
+    """Shape one weight per entry of the first axis, [B], so that it broadcasts over ``values``, [B, ...]."""
+    if weight.shape != values.shape[:1]:
+        raise ValueError(f"weight {tuple(weight.shape)} is not one number per entry of {tuple(values.shape)}")
+    return weight.reshape(-1, *[1] * (values.ndim - 1))
+
+
 def zero_with_graph(*tensors: Tensor) -> Tensor:
     """Return exactly 0.0 that depends on ``tensors``: ``backward()`` gives them zero gradients.
 
@@ -64,7 +91,12 @@ def divide(total: Tensor, count: Tensor | float) -> Tensor:
     return total / (count or 1.0)
 
 
-def reduce(values: Tensor, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
+def reduce(
+    values: Tensor,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    divisor: Tensor | float | None = None,
+) -> Tensor:
     """Reduce one loss value per element to what is asked; the only place where losses are averaged.
 
     mean = sum(weight * values) / sum(weight), exactly 0.0 where nothing counts; sum = sum(weight * values);
@@ -74,6 +106,8 @@ def reduce(values: Tensor, reduction: str = "mean", weight: Tensor | None = None
         values: one loss value per element, any shape, floating.
         reduction: "mean", "sum" or "none".
         weight: bool mask (True counts) or numbers, broadcastable to ``values``; None means all count once.
+        divisor: what "mean" divides by instead of sum(weight): the count of a whole of which ``values`` are a
+            part (a batch split over processes or accumulation steps), so that the parts' losses add up.
 
     Raises:
         ValueError: unknown ``reduction``.
@@ -89,7 +123,8 @@ def reduce(values: Tensor, reduction: str = "mean", weight: Tensor | None = None
         values = torch.where(weight == 0, 0.0, values * weight.to(values.dtype))
     if reduction == "none":
         return values
-    return divide(values.sum(), count) if reduction == "mean" else values.sum()
+    total = values.sum()
+    return divide(total, count if divisor is None else divisor) if reduction == "mean" else total
 
 
 def sum_terms(terms: Mapping[str, Tensor], return_terms: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
