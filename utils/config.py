@@ -78,9 +78,9 @@ class ModelConfig(Section):
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    losses: tuple[dict[str, Any], ...] = (
+    losses: list[dict[str, Any]] = [
         {"criterion": "custum_loss", "beta": 0.01, "gamma": 0.01, "label_smoothing": 0.1},
-    )
+    ]
 
 
 class TrainConfig(Section):
