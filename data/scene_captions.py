@@ -1,0 +1,150 @@
+"""How synthetic scenes are told: groups of things, phrases in the language of the field, templates per scene type."""
+
+import re
+from dataclasses import dataclass
+
+from data.drawing import Dice
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+# a relation that holds between two groups, and the ways to say it
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "on the left of", "on the left side of"),
+    "right": ("to the right of", "on the right of", "on the right side of"),
+    "above": ("above",),
+    "below": ("below",),
+    "beside": ("beside", "near", "next to", "close to"),
+}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "beside": "beside"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Things of one class that the captions speak of together.
+
+    `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece of
+    ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes (empty for
+    ground and plants, which have no boxes), `centre` the middle of them all in scene units.
+    """
+
+    kind: str
+    noun: str
+    amount: int | str
+    colour: str = ""
+    shape: str = ""
+    members: tuple[int, ...] = ()
+    centre: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def plural(self) -> bool:
+        """Whether the group takes a plural verb."""
+        return self.amount not in (1, "")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A group as one sentence words it: `{main}`, `{main.the}`, `{main.are}`, `{main.bare}` in a template."""
+
+    group: Group
+    amount: str
+    adjectives: str
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.bare}"
+
+    @property
+    def bare(self) -> str:
+        """Adjectives and noun."""
+        noun = plural_of(self.group.noun) if self.group.plural else self.group.noun
+        return f"{self.adjectives} {noun}".strip()
+
+    @property
+    def the(self) -> str:
+        """The group with the definite article."""
+        return f"the {self.bare}"
+
+    @property
+    def are(self) -> str:
+        """The verb."""
+        return "are" if self.group.plural else "is"
+
+    @property
+    def s(self) -> str:
+        """The ending of a verb in the third person: `{main}` stand`{main.s}`."""
+        return "" if self.group.plural else "s"
+
+
+def plural_of(noun: str) -> str:
+    """The plural of a noun phrase: its last word, or the word before `of`, takes the ending.
+
+    >>> [plural_of(n) for n in ("storage tank", "piece of farmland", "bus", "beach", "factory")]
+    ['storage tanks', 'pieces of farmland', 'buses', 'beaches', 'factories']
+    """
+    head, of, rest = noun.partition(" of ")
+    if re.search(r"[^aeiou]y$", head):
+        head = head[:-1] + "ie"
+    elif head.endswith(("s", "ch", "sh", "x")):
+        head += "e"
+    return head + "s" + of + rest
+
+
+def word(group: Group, dice: Dice) -> Phrase:
+    """Put a group into words: a number or a vaguer word that is as true, and all or some of its adjectives."""
+    amount = group.amount
+    if isinstance(amount, int):
+        vague = ["many"] if amount > 7 else ["several"] if amount > 6 else []
+        if 3 <= amount <= 6 and dice.chance(15):
+            vague = ["several", "some"]
+        amount = dice.choice(vague) if vague else "a" if amount == 1 else NUMBERS[amount]
+    elif amount == "":
+        amount = "a"
+    said = [a for a in (group.shape, group.colour) if a and not dice.chance(15)]
+    return Phrase(group, amount, " ".join(said))
+
+
+def wanted(template: str) -> set[str]:
+    """The groups that a template speaks of.
+
+    >>> sorted(wanted("{main} {main.are} {rel} {other} ."))
+    ['main', 'other']
+    """
+    return set(re.findall(r"{(\w+)", template)) - {"rel", "inverse", "near", "around"}
+
+
+def tell(templates: tuple[str, ...], groups: dict[str, Group], relation: str, dice: Dice) -> list[str]:
+    """Say a scene in up to five different sentences, from templates whose groups the scene has.
+
+    `relation` is the key of RELATIONS that holds from group `main` to group `other`.
+    """
+    fitting = [t for t in templates if wanted(t) <= groups.keys()]
+    sentences: list[str] = []
+    while len(sentences) < 5:
+        for template in dice.sample(fitting, min(5 - len(sentences), len(fitting))):
+            slots: dict[str, object] = {role: word(group, dice) for role, group in groups.items()}
+            slots["rel"] = dice.choice(RELATIONS[relation])
+            slots["inverse"] = dice.choice(RELATIONS[OPPOSITE[relation]])
+            slots["near"] = dice.choice(RELATIONS["beside"])
+            slots["around"] = dice.choice(("around", "surrounding"))
+            sentence = re.sub(r"\ba (?=[aeio])", "an ", " ".join(template.format(**slots).split()))
+            sentences.append(sentence)
+    return sentences
+
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "airport": (
+        "{main} {main.are} {rel} {other} .",
+        "{main} {main.are} parked {near} {other} in an airport .",
+        "there {main.are} {main} in the airport with {runway} .",
+        "{other} {other.are} {inverse} {main} .",
+        "{main} {main.are} parked on the apron of an airport with {runway} and {other} .",
+        "we can see {main} and {runway} in this airport .",
+    ),
+    "storagetanks": (
+        "{main} {main.are} {rel} {other} .",
+        "{main} stand{main.s} {near} {other} .",
+        "there {main.are} {main} on the bare ground {rel} {other} .",
+        "{other} {other.are} {inverse} {main} .",
+        "{main} {main.are} in a factory with {other} {near} {main.the} .",
+        "we can see {main} standing together {near} {other} .",
+        "{main} and {other} {main.are} surrounded by {trees} .",
+    ),
+}
