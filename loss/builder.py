@@ -15,11 +15,26 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from loss.cross_entropy import CrossEntropyLoss
+from loss.ctc import CTCLoss
+from loss.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from loss.gan import GANLoss
+from loss.kl import AlignmentKLLoss, KLDistillationLoss, PolicyKLLoss, RLHFKLLoss, VAEKLLoss
 from loss.loss import custum_loss
+from loss.triplet import TripletLoss
 
 LOSS_REGISTRY: dict[str, type[nn.Module]] = {
     "custum_loss": custum_loss,
     "cross_entropy": CrossEntropyLoss,
+    "focal_loss": SigmoidFocalLoss,
+    "softmax_focal_loss": SoftmaxFocalLoss,
+    "gan_loss": GANLoss,
+    "kl_distillation": KLDistillationLoss,
+    "vae_kl": VAEKLLoss,
+    "policy_kl": PolicyKLLoss,
+    "rlhf_kl": RLHFKLLoss,
+    "alignment_kl": AlignmentKLLoss,
+    "ctc_loss": CTCLoss,
+    "triplet_loss": TripletLoss,
 }
 
 FACTORY_KEYS = ("criterion", "name", "weight")  # an entry's keys that are not the constructor's

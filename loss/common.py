@@ -18,7 +18,12 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALVES else tensor
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Return a context in which autocast leaves matrix products of ``tensor``'s device alone."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
@@ -69,6 +74,21 @@ def along_first(weight: Tensor, values: Tensor) -> Tensor:
     if weight.shape != values.shape[:1]:
         raise ValueError(f"weight {tuple(weight.shape)} is not one number per entry of {tuple(values.shape)}")
     return weight.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def read_pair(
+    out: Tensor | Mapping[str, Tensor],
+    target: Tensor | Mapping[str, Tensor],
+    weight: Tensor | None,
+    token_count: Tensor | float | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float | None]:
+    """Return prediction, target, weight and token_count, from two tensors or from the trainer's mappings."""
+    if isinstance(out, Mapping) and isinstance(target, Mapping):
+        weight, token_count = target.get("weight", weight), target.get("token_count", token_count)
+        out, target = out["pred"], target["target"]
+    if not isinstance(out, Tensor) or not isinstance(target, Tensor):
+        raise TypeError("out and target must be two tensors or two mappings")
+    return out, target, weight, token_count
 
 
 def zero_with_graph(*tensors: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import along_first, check_reduction, find_class_dim, reduce, upcast
+from loss.common import along_first, check_reduction, find_class_dim, read_pair, reduce, upcast
 
 
 def cross_entropy(
@@ -146,14 +146,10 @@ class CrossEntropyLoss(nn.Module):
         token_count: Tensor | float | None = None,
     ) -> Tensor:
         """Return the loss; see the class."""
-        if isinstance(out, Mapping) and isinstance(target, Mapping):
-            weight, token_count = target.get("weight", weight), target.get("token_count", token_count)
-            out, target = out["pred"], target["target"]
-        if not isinstance(out, Tensor) or not isinstance(target, Tensor):
-            raise TypeError("out and target must be two tensors or two mappings")
+        pred, labels, weight, token_count = read_pair(out, target, weight, token_count)
         return cross_entropy(
-            out,
-            target,
+            pred,
+            labels,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             class_weight=self.class_weight,

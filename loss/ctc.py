@@ -1,0 +1,117 @@
+"""Connectionist temporal classification: torch's own, with its edges mended."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loss.common import check_reduction, divide, reduce, upcast
+
+
+def check_targets(targets: Tensor, target_lengths: Tensor, num_classes: int, blank: int) -> None:
+    """Raise ValueError where a label within the lengths is the blank or no class; padding is not read."""
+    if targets.ndim == 2:
+        positions = torch.arange(targets.shape[1], device=targets.device)
+        labels = targets[positions < target_lengths.to(targets.device)[:, None]]
+    else:
+        labels = targets[: int(target_lengths.sum())]
+    if (labels == blank).any():
+        raise ValueError(f"the blank, {blank}, stands among the targets")
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(f"a target is outside [0, {num_classes})")
+
+
+class CTCLoss(nn.Module):
+    """Connectionist temporal classification: the label sequence over all its alignments to the input.
+
+    With A(y) the paths over labels and blanks that collapse to the target y:
+
+        loss = mean_n [-log sum_{path in A(y_n)} prod_t p_t(path_t)] / max(len(y_n), 1)
+
+    "sum" and "none" do not divide by the length.
+
+    Args:
+        blank: the class of the blank.
+        reduction: "mean", "sum" or "none".
+        zero_infinity: count a target that no alignment can give (too long for its input) as 0. Otherwise its
+            loss is inf, as it must be; either way it has a zero gradient and leaves the others' alone.
+        from_logits: the input is logits. False: it is log-probabilities, which must be normalised; the
+            gradient is then torch's, that of the logits behind a log_softmax.
+        batch_first: the input is [N, T, C] instead of [T, N, C].
+
+    Shape:
+        - logits: [T, N, C], or [N, T, C] with ``batch_first``.
+        - targets: int64 [N, S] padded, or [sum of target_lengths] concatenated.
+        - input_lengths, target_lengths: int64 [N], at most T and S.
+        - output: scalar, or [N] with reduction "none".
+
+    Raises:
+        ValueError: the blank or what is no class within ``target_lengths``; wrong number of axes or lengths;
+            unknown reduction.
+
+    Reference:
+        Graves et al., "Connectionist Temporal Classification", ICML 2006, equations 3 and 8.
+
+    Example:
+        >>> logits = torch.zeros(2, 1, 3)                           # paths to "1": 1-, -1, 11; each 1 / 9
+        >>> CTCLoss()(logits, torch.tensor([[1]]), torch.tensor([2]), torch.tensor([1]))
+        tensor(1.0986)
+    """
+
+    reads: ClassVar[dict[str, str]] = {
+        "logits": "out.pred",
+        "targets": "target.target",
+        "input_lengths": "target.input_lengths",
+        "target_lengths": "target.target_lengths",
+    }
+
+    def __init__(
+        self,
+        blank: int = 0,
+        reduction: str = "mean",
+        zero_infinity: bool = False,
+        from_logits: bool = True,
+        batch_first: bool = False,
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        self.blank = blank
+        self.reduction = reduction
+        self.zero_infinity = zero_infinity
+        self.from_logits = from_logits
+        self.batch_first = batch_first
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor
+    ) -> Tensor:
+        """Return the loss; see the class."""
+        if logits.ndim != 3:
+            raise ValueError(f"the input must have three axes, not the shape {tuple(logits.shape)}")
+        logits = upcast(logits)
+        input_lengths, target_lengths = torch.as_tensor(input_lengths), torch.as_tensor(target_lengths)
+        if self.batch_first:
+            logits = logits.transpose(0, 1)
+        _, batch, classes = logits.shape
+        if input_lengths.shape != (batch,) or target_lengths.shape != (batch,):
+            raise ValueError(f"{batch} sequences need as many input_lengths and target_lengths")
+        check_targets(targets, target_lengths, classes, self.blank)
+        log_probs = logits.log_softmax(2) if self.from_logits else logits
+        if batch == 0:  # torch refuses it
+            return reduce(log_probs.sum((0, 2)), self.reduction)
+        values = F.ctc_loss(
+            log_probs,
+            targets,
+            input_lengths,
+            target_lengths,
+            self.blank,
+            reduction="none",
+            zero_infinity=self.zero_infinity,
+        )
+        if log_probs.requires_grad and not self.zero_infinity:
+            # torch's gradient of an infinite loss is NaN
+            infinite = values.detach().isinf()[None, :, None]
+            log_probs.register_hook(lambda gradient: gradient.masked_fill(infinite, 0.0))
+        if self.reduction == "mean":
+            values = divide(values, target_lengths.to(values))
+        return reduce(values, self.reduction)

@@ -1,0 +1,134 @@
+"""Adversarial losses: vanilla, least squares, Wasserstein with gradient penalty, hinge."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loss.common import check_choice, reduce, upcast, zero_with_graph
+
+GAN_MODES = ("vanilla", "lsgan", "wgangp", "hinge")
+
+
+def gradient_penalty(
+    netD: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    mode: str = "mixed",
+    constant: float = 1.0,
+    lambda_gp: float = 10.0,
+    alpha: Tensor | None = None,
+) -> Tensor:
+    """Return lambda_gp mean_n (||grad_x netD(x_n)||_2 - constant)^2, to be added to the discriminator's loss.
+
+    Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3. The gradient of the
+    result reaches the parameters of ``netD``, not ``real`` or ``fake``.
+
+    Args:
+        netD: the discriminator, [N, ...] -> scores of any shape.
+        real, fake: [N, ...], the same shape.
+        mode: where x lies: "mixed" = alpha real + (1 - alpha) fake, "real" or "fake".
+        constant: the norm to be near.
+        lambda_gp: the weight of the penalty.
+        alpha: [N, 1] in [0, 1] for "mixed"; None draws it from the uniform distribution.
+
+    Raises:
+        ValueError: an unknown mode, shapes that differ.
+    """
+    check_choice("mode", mode, ("mixed", "real", "fake"))
+    real, fake = real.detach(), fake.detach()
+    if real.shape != fake.shape:
+        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} differ in shape")
+    if mode == "mixed":
+        if alpha is None:
+            alpha = torch.rand(real.shape[0], 1, dtype=real.dtype, device=real.device)
+        alpha = alpha.reshape(-1, *[1] * (real.ndim - 1)).to(real)
+        x = alpha * real + (1.0 - alpha) * fake
+    else:
+        x = real if mode == "real" else fake
+    x = x.detach().requires_grad_(True)  # a new tensor: the caller's keep their flag
+    scores = netD(x)
+    if len(x) == 0:
+        return zero_with_graph(scores)
+    (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    # 1e-16 gives a slope of exactly 0 a direction to grow in
+    norm = torch.linalg.vector_norm(upcast(slope).flatten(1) + 1e-16, dim=1)
+    return lambda_gp * reduce((norm - constant).square())
+
+
+class GANLoss(nn.Module):
+    """Adversarial loss of a discriminator's raw scores x (no sigmoid); the label y is real_ or fake_label.
+
+        vanilla: loss = mean BCE(sigmoid(x), y)
+        lsgan:   loss = mean (x - y)^2
+        wgangp:  loss = -mean x for real, mean x for fake      (add :meth:`gradient_penalty` for D)
+        hinge:   loss = mean max(0, 1 - x) for real, mean max(0, 1 + x) for fake; -mean x for the generator
+
+    The generator asks for its fakes to be called real, in "vanilla" the non-saturating form.
+
+    Args:
+        gan_mode: "vanilla", "lsgan", "wgangp" or "hinge".
+        real_label: y of real images ("vanilla", "lsgan").
+        fake_label: y of fake images ("vanilla", "lsgan").
+
+    Shape:
+        - prediction: scores of any shape, or a list of such (scales of a discriminator), which are averaged.
+        - output: scalar.
+
+    Raises:
+        ValueError: unknown mode; hinge for a generator that wants to be called fake.
+
+    Reference:
+        Goodfellow et al., NeurIPS 2014; Mao et al., "Least Squares GANs", ICCV 2017; Gulrajani et al.,
+        NeurIPS 2017; Lim and Ye, "Geometric GAN", arXiv 1705.02894; Miyato et al., ICLR 2018.
+
+    Example:
+        >>> loss = GANLoss("lsgan")
+        >>> loss.discriminator_loss(real=torch.tensor([0.5]), fake=torch.tensor([1.0]))
+        tensor(0.6250)
+        >>> loss.generator_loss(fake=torch.tensor([1.0]))
+        tensor(0.)
+    """
+
+    reads: ClassVar[dict[str, str]] = {"prediction": "out.pred", "target_is_real": "target.target_is_real"}
+    gradient_penalty = staticmethod(gradient_penalty)
+
+    def __init__(self, gan_mode: str = "vanilla", real_label: float = 1.0, fake_label: float = 0.0) -> None:
+        super().__init__()
+        check_choice("gan_mode", gan_mode, GAN_MODES)
+        self.gan_mode = gan_mode
+        self.real_label = real_label
+        self.fake_label = fake_label
+
+    def forward(
+        self, prediction: Tensor | Sequence[Tensor], target_is_real: bool, for_discriminator: bool = True
+    ) -> Tensor:
+        """Return how far ``prediction`` is from what it should be for real (or fake) images."""
+        if not isinstance(prediction, Tensor):
+            if not prediction:
+                raise ValueError("prediction is an empty list")
+            return torch.stack(
+                [self(scale, target_is_real, for_discriminator) for scale in prediction]
+            ).mean()
+        scores = upcast(prediction)
+        label = self.real_label if target_is_real else self.fake_label
+        if self.gan_mode == "vanilla":
+            labels = torch.full_like(scores, label)
+            return reduce(F.binary_cross_entropy_with_logits(scores, labels, reduction="none"))
+        if self.gan_mode == "lsgan":
+            return reduce((scores - label).square())
+        if self.gan_mode == "hinge" and for_discriminator:
+            return reduce(F.relu(1.0 - scores if target_is_real else 1.0 + scores))
+        if self.gan_mode == "hinge" and not target_is_real:
+            raise ValueError("the hinge loss of a generator needs target_is_real=True")
+        return reduce(-scores if target_is_real else scores)
+
+    def discriminator_loss(self, real: Tensor | Sequence[Tensor], fake: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return half the sum of the discriminator's losses on the scores of real and of fake images."""
+        return 0.5 * (self(real, True) + self(fake, False))
+
+    def generator_loss(self, fake: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return the generator's loss on the scores of its images."""
+        return self(fake, True, for_discriminator=False)
