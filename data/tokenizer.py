@@ -1,30 +1,164 @@
 r"""Penn Treebank tokens of a caption, as coco-caption counts them, without Java.
 
 The scores of the literature are taken on what pycocoevalcap 1.2 makes of a caption: Stanford's PTBTokenizer
-(CoreNLP 3.4.1, `-preserveLines -lowerCase`), whose punctuation tokens are then dropped. `tokenize` gives the same
-tokens. It was written from the tokens the original gives, not from its grammar: a table of patterns of which the
-longest match wins, as in the lexer generators of that time, consulted only where a caption is more than plain words.
+(CoreNLP 3.4.1, `-preserveLines -lowerCase`), whose punctuation tokens are then dropped. `tokenize` gives the
+same tokens. It was written from the tokens the original gives, not from its grammar: a table of patterns of
+which the longest match wins, as in the lexer generators of that time, consulted only where a caption is more
+than plain words.
 """
 
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Tokens that coco-caption drops. Brackets stay: it looks for `-LRB-` after everything was lowercased to `-lrb-`.
+# Tokens that coco-caption drops. Brackets stay: it looks for `-LRB-` after everything was lowercased to
+# `-lrb-`.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 # Words that keep their full stop wherever they stand.
-_ABBREVIATIONS = """
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri
-    mr mrs ms mme mlle dr drs prof st ste sr jr esq hon rev rep reps sen sens gov govs gen col capt lt maj cpl sgt pvt
-    pfc sfc spc cmdr adm brig insp det ens atty msgr messrs supt asst pres ph
-    ala ariz calif colo conn ct dak fla ga ind kan kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wisc
-    wyo al ave blvd bldg rd rt mt ft sq
-    assn assoc bros cie co corp cos dept inc intl invt ltd mfg mtg natl plc ppte ppty pte ptes pty ptys bhd univ
-    adj adv cf elec est etc ext seq sys tel vs alex jos wm
-""".split()
+_ABBREVIATIONS = [
+    "jan",
+    "feb",
+    "mar",
+    "apr",
+    "jun",
+    "jul",
+    "aug",
+    "sep",
+    "sept",
+    "oct",
+    "nov",
+    "dec",
+    "mon",
+    "tue",
+    "tues",
+    "wed",
+    "thu",
+    "thurs",
+    "fri",
+    "mr",
+    "mrs",
+    "ms",
+    "mme",
+    "mlle",
+    "dr",
+    "drs",
+    "prof",
+    "st",
+    "ste",
+    "sr",
+    "jr",
+    "esq",
+    "hon",
+    "rev",
+    "rep",
+    "reps",
+    "sen",
+    "sens",
+    "gov",
+    "govs",
+    "gen",
+    "col",
+    "capt",
+    "lt",
+    "maj",
+    "cpl",
+    "sgt",
+    "pvt",
+    "pfc",
+    "sfc",
+    "spc",
+    "cmdr",
+    "adm",
+    "brig",
+    "insp",
+    "det",
+    "ens",
+    "atty",
+    "msgr",
+    "messrs",
+    "supt",
+    "asst",
+    "pres",
+    "ph",
+    "ala",
+    "ariz",
+    "calif",
+    "colo",
+    "conn",
+    "ct",
+    "dak",
+    "fla",
+    "ga",
+    "ind",
+    "kan",
+    "kans",
+    "ky",
+    "md",
+    "mich",
+    "minn",
+    "mo",
+    "mont",
+    "neb",
+    "nev",
+    "okla",
+    "penn",
+    "tenn",
+    "va",
+    "vt",
+    "wis",
+    "wisc",
+    "wyo",
+    "al",
+    "ave",
+    "blvd",
+    "bldg",
+    "rd",
+    "rt",
+    "mt",
+    "ft",
+    "sq",
+    "assn",
+    "assoc",
+    "bros",
+    "cie",
+    "co",
+    "corp",
+    "cos",
+    "dept",
+    "inc",
+    "intl",
+    "invt",
+    "ltd",
+    "mfg",
+    "mtg",
+    "natl",
+    "plc",
+    "ppte",
+    "ppty",
+    "pte",
+    "ptes",
+    "pty",
+    "ptys",
+    "bhd",
+    "univ",
+    "adj",
+    "adv",
+    "cf",
+    "elec",
+    "est",
+    "etc",
+    "ext",
+    "seq",
+    "sys",
+    "tel",
+    "vs",
+    "alex",
+    "jos",
+    "wm",
+]
 # Words that keep it before a number: `no. 5`, `fig. 2`.
-_NUMBERED = "art ca fig figs no nos op pp prop".split()
+_NUMBERED = ["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"]
 # One word in writing, two in the Treebank.
 _SPLIT = ["(can)not", "(gim)me", "(gon)na", "(got)ta", "(lem)me", "(wan)na"]
 
@@ -95,7 +229,8 @@ _RULES = [
     _rule(r"(\S)", lambda text: _WRITTEN.get(text, text)),
 ]
 
-# Plain words, each with at most one comma or full stop behind it; of these only a few are more than they seem.
+# Plain words, each with at most one comma or full stop behind it; of these only a few are more than they
+# seem.
 _PLAIN = re.compile(r"(?:[a-z]+(?:-[a-z]+)*[,.]?(?:\s+[,.](?=\s|$))?(?:\s+|$))*", re.ASCII)
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 _DOTTED = re.compile(r"([a-z]+)\.")
