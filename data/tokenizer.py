@@ -203,7 +203,8 @@ _RULES = [
     # Words, with what may stand inside them.
     _rule(r"(<L><W>*(?:[.!?]<L><W>*)*)"),
     _rule(r"([a-z0-9]+(?:[-_]<W>+)+)"),
-    _rule(r"(<W>+(?:-<W>+)*(?:/<W>+(?:-<W>+)*){1,2})"),
+    _rule(r"([a-z0-9][a-z0-9.,]*(?:-<W>+)+)"),
+    _rule(r"(<W>+(?:-<L>+){0,2}(?:/<W>+(?:-<L>+){0,2}){1,2})"),
     _rule(r"((?:<L>\.)+)"),
     _rule(r"(<ABBREVIATION>\.)"),
     _rule(r"(<NUMBERED>\.)\s+\d"),
@@ -211,21 +212,27 @@ _RULES = [
     _rule(r"(<L><W>*?)n<APOSTROPHE>t(?!<L>)"),
     _rule(r"(n<APOSTROPHE>t)(?!<L>)"),
     _rule(r"(<APOSTROPHE>(?:s|m|d|ll|re|ve))(?!<L>)"),
-    _rule(r"(<APOSTROPHE>(?:em|till?|cause|n<APOSTROPHE>?|\d\ds?))"),
+    _rule(r"(<APOSTROPHE>(?:em|till?|cause|n<APOSTROPHE>?|[2-9]0s?))"),
+    _rule(r"((?-i:[A-HJ-XZn])<APOSTROPHE><L>{2,}|[dol]<APOSTROPHE><W>{2,})"),
+    _rule(r"(<L>+[aeiouy]<APOSTROPHE>(?-i:[aeiouA-Z])<L>*)"),
+    _rule(r"(<APOSTROPHE>\d\d)\s"),
+    _rule(r"(<W>+(?:[-_]<W>+)*\.)[,;:]"),
     _rule(r"(<APOSTROPHE>t)(?:is|was)"),
-    _rule(r"(o<APOSTROPHE>clock|d<APOSTROPHE>ye|[dlj]<APOSTROPHE>)"),
+    _rule(r"(o<APOSTROPHE>clock|d<APOSTROPHE>ye|[dlj]<APOSTROPHE>|(?:ol|y|dunkin)<APOSTROPHE>|nor<APOSTROPHE>easter|c<APOSTROPHE>mon|e<APOSTROPHE>er|s<APOSTROPHE>mores|ev<APOSTROPHE>ry|li<APOSTROPHE>l|nat<APOSTROPHE>l|o<APOSTROPHE>o)"),
     # Numbers.
-    _rule(r"(\d+<L>+\d*(?:<W>*)|[-+]?(?:\d+|\d*(?:[.:,]\d+)+))"),
+    _rule(r"(\d+<L>+\d*(?:<W>*)|[-+]?(?:\d*(?:[.:,]\d+)+|\d+))"),
     _rule(r"((?:\d{1,4}[- \u00a0])?\d{1,4}/\d{1,4})", _brackets),
     _rule(r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})"),
     # Names of the net.
     _rule(r"(https?://[^\s\"<>|()]+[^\s\"<>|.!?(){},-])"),
     _rule(r"([a-z0-9][^\s\"<>|()]*@(?:[^\s\"<>|().]+\.)*[^\s\"<>|().]+)"),
-    _rule(r"([@#]<L>[a-z_]*)"),
+    _rule(r"(#<L>+|@[a-z_][a-z_0-9]*)"),
     # Marks.
     _rule(r"(</?[a-z!?][^<>\n]*>)", _brackets),
-    _rule(r"([:;=]-?[()])", _brackets),
-    _rule(r"([?!]+|\.\.\.|-{2,4}|``|''|[*#_]+)"),
+    _rule(r"([<>]?[:;=](?-i:[-o*']?[()DPdpO\\{@|\[\]]))(?!<W>)", _brackets),
+    _rule(r"(-{2,4})", lambda text: "--"),
+    _rule(r"([-^x=~<>']_[-^x=~<>'])"),
+    _rule(r"([?!]+|\.{3,5}|-{5,}|``|''|\\?\*+|#+|_+|@+|<<|>>)"),
     _rule(r"(\S)", lambda text: _WRITTEN.get(text, text)),
 ]
 
