@@ -1,7 +1,7 @@
 """CIDEr-D of many captions at once, with the document frequencies of a fixed set of references."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,14 @@ class CiderReward:
     For a hypothesis c and the references r_1..r_m of its image, with g_n the vector of n-gram counts times
     idf = ln(images) - ln(max(1, images in whose references the n-gram stands)) and l the number of bigrams:
 
-        CIDEr-D(c) = 10 / 4 * sum_n 1/m sum_j exp(-(l_c - l_j)^2 / (2 * 6^2)) * min(g_n(c), g_n(r_j)) . g_n(r_j)
-                                               / (|g_n(c)| |g_n(r_j)|)
+        CIDEr-D(c) = 10 / 4 * sum_n 1/m sum_j exp(-(l_c - l_j)^2 / (2 * 6^2))
+                                               * min(g_n(c), g_n(r_j)) . g_n(r_j) / (|g_n(c)| |g_n(r_j)|)
 
-    Built on the references that are scored, it gives the metric. Built on the train split, it is the reward of
-    self-critical training, whose document frequencies must not depend on the batch. Words are whatever can be
-    compared: strings, or token ids. For self-critical training close references and hypotheses alike with the end
-    token and hand over nothing past it: without it, a caption that breaks off (`a road near a`) costs nothing.
+    Built on the references that are scored, it gives the metric. Built on the train split, it is the reward
+    of self-critical training, whose document frequencies must not depend on the batch. Words are whatever can
+    be compared: strings, or token ids. For self-critical training close references and hypotheses alike with
+    the end token and hand over nothing past it: without it, a caption that breaks off (`a road near a`) costs
+    nothing.
 
     Args:
         references: per image its sentences, each a sequence of words.
@@ -50,7 +51,7 @@ class CiderReward:
         [5.0, 0.0, 0.0]
     """
 
-    def __init__(self, references: Mapping[Hashable, Sequence[Sentence]]):
+    def __init__(self, references: Mapping[Any, Sequence[Sentence]]):
         empty = [key for key, sentences in references.items() if not sentences]
         if not references or empty:
             raise ValueError(f"every image needs a reference; none for {empty}" if empty else "no references")
@@ -69,7 +70,7 @@ class CiderReward:
         key = image[counts.sentence] * size + counts.ngram
         frequency = np.bincount(np.unique(key) % max(size, 1), minlength=size)
         idf = np.log(len(self._image)) - np.log(np.append(frequency, 1))
-        weight = counts.count * idf[counts.ngram]
+        weight = counts.times * idf[counts.ngram]
         order = np.argsort(key, kind="stable")
         norm = np.sqrt(np.bincount(counts.sentence, weight**2, minlength=len(image)))
         return _Vectors(key[order], weight[order], counts.sentence[order], norm, idf)
@@ -90,12 +91,10 @@ class CiderReward:
         image = np.array([self._image[key] for key in keys], np.int64)
         bigrams = _bigrams(hypotheses)
         score = np.zeros(len(hypotheses))
-        counts_of_orders = self._index.count(hypotheses)
-        for counts, size, vectors in zip(counts_of_orders, self._index.sizes, self._vectors, strict=True):
-            weight = counts.count * vectors.idf[np.minimum(counts.ngram, size)]
-            norm = np.sqrt(np.bincount(counts.sentence, weight**2, minlength=len(hypotheses)))
-
-            # Every meeting of a hypothesis' n-gram with one of its image's references: entries `here` and `there`.
+        of_orders = zip(self.vectors(hypotheses), self._index.sizes, self._vectors, strict=True)
+        for (counts, weight, norm), size, vectors in of_orders:
+            # Every meeting of a hypothesis' n-gram with one of its image's references: entries `here` and
+            # `there`.
             shared = np.flatnonzero((counts.ngram < size) & (weight > 0))
             key = image[counts.sentence[shared]] * size + counts.ngram[shared]
             first = np.searchsorted(vectors.key, key)
@@ -109,6 +108,17 @@ class CiderReward:
             penalty = np.exp(-((bigrams[hypothesis] - self._bigrams[reference]) ** 2) / (2 * SIGMA**2))
             score += np.bincount(hypothesis, cosine * penalty, minlength=len(hypotheses))
         return 10 / ORDERS * score / self._references[image]
+
+    def vectors(self, sentences: Sequence[Sentence]) -> list[tuple[Counts, np.ndarray, np.ndarray]]:
+        """The sentences' TF-IDF vectors, per n-gram order: `Counts` [K], weights [K], norms [S]."""
+        result = []
+        for counts, size, known in zip(
+            self._index.count(sentences), self._index.sizes, self._vectors, strict=True
+        ):
+            weight = counts.times * known.idf[np.minimum(counts.ngram, size)]
+            norm = np.sqrt(np.bincount(counts.sentence, weight**2, minlength=len(sentences)))
+            result.append((counts, weight, norm))
+        return result
 
 
 def _bigrams(sentences: Sequence[Sentence]) -> np.ndarray:

@@ -40,9 +40,9 @@ def find_scorer(name: str) -> Path:
 class MeteorProcess:
     """The METEOR jar of pycocoevalcap, spoken to over its standard input and output.
 
-    Its locale and encoding are set, so that neither the system's decimal comma nor an ASCII terminal changes a
-    score. Requests are written from a thread of their own and its complaints go to a file: no pipe can fill up
-    and block. When Java ends or falls silent, `Unavailable` tells why.
+    Its locale and encoding are set, so that neither the system's decimal comma nor an ASCII terminal changes
+    a score. Requests are written from a thread of their own and its complaints go to a file: no pipe can fill
+    up and block. When Java ends or falls silent, `Unavailable` tells why.
 
     Raises:
         Unavailable: Java or pycocoevalcap is not installed.
@@ -91,7 +91,10 @@ class MeteorProcess:
             for hypothesis, group in zip(hypotheses, references, strict=True)
         ]
         threading.Thread(target=self._say, args=("".join(lines).encode(),), daemon=True).start()
-        return np.array([self._hear().split() for _ in lines], np.float64).reshape(len(lines), 23)
+        counts = np.array([self._hear().split() for _ in lines], np.float64).reshape(len(lines), 23)
+        # The jar's own sums leave out the chunk of a caption that equals its reference, which has no penalty.
+        counts[(counts[:, 20] == 1) & (counts[:, 21:23] == counts[:, 0:2]).all(axis=1), 20] = 0
+        return counts
 
     def _listen(self) -> None:
         assert self._process.stdout
@@ -112,7 +115,9 @@ class MeteorProcess:
             answer = self._answers.get(timeout=PATIENCE_S)
         except queue.Empty:
             self.close()
-            raise Unavailable(f"METEOR's Java process was silent for {PATIENCE_S:.0f} s; run it again") from None
+            raise Unavailable(
+                f"METEOR's Java process was silent for {PATIENCE_S:.0f} s; run it again"
+            ) from None
         if answer is None:
             self._process.wait()
             self._complaints.seek(0)
@@ -125,7 +130,8 @@ class MeteorProcess:
 
 
 def _clean(sentence: str) -> str:
-    # As pycocoevalcap cleans hypotheses. It leaves `|||` in references, where it would shift all that follows.
+    # As pycocoevalcap cleans hypotheses. It leaves `|||` in references, where it would shift all that
+    # follows.
     return sentence.replace("|||", "").replace("  ", " ")
 
 
@@ -137,13 +143,15 @@ _MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 def score(counts: np.ndarray) -> np.ndarray:
     """METEOR of summed counts: of one caption, or of a corpus.
 
-    P and R are the matched shares of hypothesis and reference, each match weighted by its matcher, content words
-    by 0.75 and function words by 0.25; F = P R / (0.85 P + 0.15 R); METEOR = F (1 - 0.6 (chunks / matches)^0.2),
-    without the penalty where hypothesis and reference are equal.
+    P and R are the matched shares of hypothesis and reference, each match weighted by its matcher, content
+    words by 0.75 and function words by 0.25; F = P R / (0.85 P + 0.15 R); METEOR = F (1 - 0.6 (chunks /
+    matches)^0.2).
 
     Args:
-        counts: float64 [..., 23]: words of the hypothesis, of the reference, function words of both; for each of
-            four matchers the matched content words of both and function words of both; chunks; matched words of both.
+        counts: float64 [..., 23]: words of the hypothesis, of the reference, function words of both; for each
+        of
+            four matchers the matched content words of both and function words of both; chunks, 0 where
+            hypothesis and reference are equal; matched words of both.
 
     Returns:
         float64 [...], 0 to 1.
@@ -153,7 +161,9 @@ def score(counts: np.ndarray) -> np.ndarray:
         WMT 2014.
     """
     length, function = counts[..., 0:2], counts[..., 2:4]  # [..., hypothesis and reference]
-    matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # [..., matcher, content or function, side]
+    matches = counts[..., 4:20].reshape(
+        *counts.shape[:-1], 4, 2, 2
+    )  # [..., matcher, content or function, side]
     chunks, matched = counts[..., 20], counts[..., 21:23]
 
     of_kind = np.array([_DELTA, 1 - _DELTA])
@@ -162,8 +172,7 @@ def score(counts: np.ndarray) -> np.ndarray:
     precision, recall = np.moveaxis(_ratio(weighted, total), -1, 0)
     f = _ratio(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
     fragmentation = _ratio(chunks, matched.mean(axis=-1))
-    equal = (matched == length).all(axis=-1) & (chunks == 1)
-    return f * (1 - np.where(equal, 0.0, _GAMMA * fragmentation**_BETA))
+    return f * (1 - _GAMMA * fragmentation**_BETA)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

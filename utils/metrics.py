@@ -1,8 +1,9 @@
-"""Scores of captions under coco-caption's names, equal to pycocoevalcap 1.2's, and all that bootstrap needs."""
+"""Scores of captions under coco-caption's names, equal to pycocoevalcap 1.2's."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -52,11 +53,13 @@ class Scores:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The corpus' scores: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE, as far as they ran."""
-        return {name: float(values[0]) for name, values in self.weighted(np.ones((1, len(self.keys)))).items()}
+        return {
+            name: float(values[0]) for name, values in self.weighted(np.ones((1, len(self.keys)))).items()
+        }
 
     @cached_property
     def per_image(self) -> dict[str, np.ndarray]:
-        """Each image's scores, float64 [B]: what the metric gives for it alone, CIDEr with all images' frequencies."""
+        """Each image's scores, float64 [B]; its CIDEr has the document frequencies of all images."""
         return _by_name((e.names, e.score(e.statistics)) for e in self.evidence)
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -69,8 +72,8 @@ def _by_name(columns: Iterable[tuple[tuple[str, ...], np.ndarray]]) -> dict[str,
 
 
 def score_captions(
-    hypotheses: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    hypotheses: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
     metrics: Sequence[str] = METRICS,
 ) -> Scores:
     """Score one caption an image against the image's references.
@@ -87,9 +90,9 @@ def score_captions(
         ValueError: a metric that does not exist.
 
     Example:
-        >>> scores = score_captions({1: "A red plane."}, {1: ["a red plane", "one plane"]}, ["Bleu", "ROUGE_L"])
-        >>> scores.metrics["ROUGE_L"]
-        1.0
+        >>> scores = score_captions({1: "A red plane."}, {1: ["a red plane", "one plane"]}, ["ROUGE_L"])
+        >>> scores.metrics
+        {'ROUGE_L': 1.0}
     """
     if unknown := set(metrics) - set(METRICS):
         raise ValueError(f"unknown metrics {sorted(unknown)}; there are {', '.join(METRICS)}")
@@ -133,7 +136,7 @@ def by_image(captions: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
     return result
 
 
-def _match(hypotheses: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
+def _match(hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
     problems = {
         "no caption for": [key for key in references if key not in hypotheses],
         "unknown": [key for key in hypotheses if key not in references],
@@ -179,8 +182,9 @@ def bleu_statistics(hypotheses: Sequence[Sentence], references: Sequence[Sequenc
         references: for each its references.
 
     Returns:
-        float64 [B, 10]: n-grams that stand in a reference too, each as often as in the reference that has it most
-        often, n = 1..4; n-grams, n = 1..4; words; words of the reference closest in length, of two the shorter.
+        float64 [B, 10]: n-grams that stand in a reference too, each as often as in the reference that has it
+        most often, n = 1..4; n-grams, n = 1..4; words; words of the reference closest in length, of two the
+        shorter.
     """
     image = np.repeat(np.arange(len(references)), [len(group) for group in references])
     index = NgramIndex([sentence for group in references for sentence in group])
@@ -188,11 +192,11 @@ def bleu_statistics(hypotheses: Sequence[Sentence], references: Sequence[Sequenc
     correct = []
     for there, here, size in zip(index.counts, index.count(hypotheses), index.sizes, strict=True):
         key = image[there.sentence] * size + there.ngram
-        order = np.lexsort((there.count, key))  # of an image's equal n-grams the most frequent comes last
-        key, most = np.append(-1, key[order]), np.append(0, there.count[order])
+        order = np.lexsort((there.times, key))  # of an image's equal n-grams the most frequent comes last
+        key, most = np.append(-1, key[order]), np.append(0, there.times[order])
         wanted = np.where(here.ngram < size, here.sentence * size + here.ngram, -1)
         place = np.searchsorted(key, wanted, side="right") - 1
-        hit = np.where(key[place] == wanted, np.minimum(here.count, most[place]), 0)
+        hit = np.where(key[place] == wanted, np.minimum(here.times, most[place]), 0)
         correct.append(np.bincount(here.sentence, hit, minlength=len(hypotheses)))
     guessed = [np.maximum(length - n, 0) for n in range(ORDERS)]
     closest = [
@@ -203,7 +207,7 @@ def bleu_statistics(hypotheses: Sequence[Sentence], references: Sequence[Sequenc
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-4 of summed `bleu_statistics`, with the small constants by which coco-caption avoids 0 / 0.
+    """BLEU-1 to BLEU-4 of summed `bleu_statistics`, with the constants by which coco-caption avoids 0 / 0.
 
     BLEU-n = min(1, exp(1 - reference words / words)) * (product of the precisions up to n)^(1/n).
 
@@ -224,7 +228,9 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]], beta: float = 1.2) -> np.ndarray:
-    """ROUGE-L: F-score of the longest common subsequence of words, precision and recall each at its best reference.
+    """ROUGE-L: F-score of the longest common subsequence of words.
+
+    Precision and recall are each taken at the reference where it is best.
 
     Args:
         hypotheses: B tokenised captions, words separated by one space; an empty one counts as one empty word.

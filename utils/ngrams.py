@@ -12,18 +12,18 @@ Sentence = Sequence[Hashable]
 
 
 class Counts(NamedTuple):
-    """How often each n-gram of one order stands in each sentence; K entries sorted by sentence, then n-gram."""
+    """How often each n-gram of one order stands in each sentence; sorted by sentence, then n-gram."""
 
     sentence: np.ndarray  # [K] int64
     ngram: np.ndarray  # [K] int64
-    count: np.ndarray  # [K] int64
+    times: np.ndarray  # [K] int64
 
 
 class NgramIndex:
     """The n-grams of a set of sentences, each with a number.
 
-    An n-gram's number is the place of (number of its first n - 1 words, its last word) among all such pairs, so
-    numbers are exact whatever the size of the vocabulary.
+    An n-gram's number is the place of (number of its first n - 1 words, its last word) among all such pairs,
+    so numbers are exact whatever the size of the vocabulary.
 
     Attributes:
         counts: per order the `Counts` of the sentences that were indexed.
@@ -44,7 +44,7 @@ class NgramIndex:
         self.sizes = [len(self._words), *(len(keys) for keys in self._keys)]
 
     def count(self, sentences: Sequence[Sentence]) -> list[Counts]:
-        """Count the n-grams of sentences, per order; unknown n-grams get numbers of this call from `sizes` on."""
+        """Count the n-grams of sentences, per order; unknown ones get numbers of this call from `sizes` on."""
         return self._count(sentences, learn=False)
 
     def _count(self, sentences: Sequence[Sentence], learn: bool) -> list[Counts]:
