@@ -14,25 +14,38 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from loss.box_iou import BoxIoULoss
 from loss.cross_entropy import CrossEntropyLoss
 from loss.ctc import CTCLoss
 from loss.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from loss.gan import GANLoss
 from loss.kl import AlignmentKLLoss, KLDistillationLoss, PolicyKLLoss, RLHFKLLoss, VAEKLLoss
 from loss.loss import custum_loss
+from loss.overlap import DiceLoss, IoULoss
+from loss.perceptual import PerceptualLoss
+from loss.pidnet import PIDNetLoss
+from loss.retinanet import RetinaNetLoss
 from loss.triplet import TripletLoss
+from loss.yolox import YOLOXLoss
 
 LOSS_REGISTRY: dict[str, type[nn.Module]] = {
     "custum_loss": custum_loss,
     "cross_entropy": CrossEntropyLoss,
     "focal_loss": SigmoidFocalLoss,
     "softmax_focal_loss": SoftmaxFocalLoss,
+    "yolox_loss": YOLOXLoss,
+    "retinanet_loss": RetinaNetLoss,
+    "pidnet_loss": PIDNetLoss,
     "gan_loss": GANLoss,
     "kl_distillation": KLDistillationLoss,
     "vae_kl": VAEKLLoss,
     "policy_kl": PolicyKLLoss,
     "rlhf_kl": RLHFKLLoss,
     "alignment_kl": AlignmentKLLoss,
+    "iou_loss": IoULoss,
+    "box_iou_loss": BoxIoULoss,
+    "dice_loss": DiceLoss,
+    "perceptual_loss": PerceptualLoss,
     "ctc_loss": CTCLoss,
     "triplet_loss": TripletLoss,
 }

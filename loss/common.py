@@ -140,7 +140,10 @@ def reduce(
     if weight is not None:
         weight = weight.expand_as(values)
         count = weight.sum()
-        values = torch.where(weight == 0, 0.0, values * weight.to(values.dtype))
+        if weight.dtype == torch.bool:
+            values = values.masked_fill(~weight, 0.0)
+        else:
+            values = (values * weight.to(values.dtype)).masked_fill(weight == 0, 0.0)
     if reduction == "none":
         return values
     total = values.sum()

@@ -48,25 +48,29 @@ def cross_entropy(
     if dim != 1 and logits.ndim > 1:
         logits = logits.movedim(dim, -1).flatten(0, -2)
         target = target.movedim(dim, -1).flatten(0, -2) if target.is_floating_point() else target.flatten()
+    fused = weight is None and reduction != "none"  # torch sums in the same pass
     values = F.cross_entropy(
         logits,
         target,
         weight=class_weight,
         ignore_index=ignore_index,
-        reduction="none",
+        reduction="sum" if fused else "none",
         label_smoothing=label_smoothing,
     )
+    if reduction == "sum" and fused:
+        return values
     # an ignored label has the value 0 from torch; here it also leaves the divisor, sum_i w_{y_i}
     if target.is_floating_point():
-        counted = torch.ones_like(values)
+        counted = torch.ones(shape, dtype=values.dtype, device=values.device)
     else:
-        counted = target != ignore_index
+        counted = (target != ignore_index).reshape(shape)
         if class_weight is not None:
-            counted = torch.where(counted, class_weight[target.where(counted, 0)], 0.0)
-    values, counted = values.reshape(shape), counted.reshape(shape)
-    if weight is not None:
-        weight = along_first(weight, values)
-        counted = counted * weight
+            counted = torch.where(counted, class_weight[target.reshape(shape).where(counted, 0)], 0.0)
+    if not fused:
+        values = values.reshape(shape)
+        if weight is not None:
+            weight = along_first(weight, values)
+            counted = counted * weight
     return reduce(values, reduction, weight, counted.sum() if token_count is None else token_count)
 
 

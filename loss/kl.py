@@ -5,11 +5,12 @@ KL(P || Q) = sum_x P(x) log(P(x) / Q(x)). Where P is 0 the summand is 0, whateve
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from loss.common import check_choice, check_reduction, full_precision, reduce, upcast
 
@@ -23,14 +24,45 @@ def check_same_shape(first: Tensor, second: Tensor) -> None:
         raise ValueError(f"the shapes {tuple(first.shape)} and {tuple(second.shape)} differ")
 
 
-def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Return P log(P / Q), elementwise, of P = softmax(p_logits) and Q = softmax(q_logits) on the last axis.
+class CategoricalKL(torch.autograd.Function):
+    """P log(P / Q), elementwise, of P = softmax(p_logits) and Q = softmax(q_logits) on the last axis.
 
-    The logits' gradients are finite even where both are -inf.
+    By hand because autograd would meet -inf - -inf and 0 * inf where P is 0, and to hide those from it with
+    masks costs more than the loss itself. The gradients, with G that of the output: to q_logits
+    Q sum(P G) - P G; to p_logits U - P sum(U) with U = (P log(P / Q) + P) G.
     """
-    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    p = log_p.exp()
-    return p * (log_p - log_q).masked_fill(p == 0, 0.0)  # -inf - -inf is NaN, and 0 * NaN too
+
+    @staticmethod
+    def forward(ctx: Any, p_logits: Tensor, q_logits: Tensor) -> Tensor:
+        """Return the values; what is 0 by P stays 0 whatever Q is."""
+        log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+        p = log_p.exp()
+        # NaN is 0 * inf here, and becomes 0 ...
+        broken = p[..., :1].isnan() | log_q[..., :1].isnan()
+        values = log_p.sub_(log_q).mul_(p).nan_to_num_(0.0, torch.inf, -torch.inf)
+        # ... unless the logits were NaN: then their whole row is, and must stay so
+        values[..., :1].masked_fill_(broken, torch.nan)
+        ctx.save_for_backward(p, log_q, values)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of both logits, where they are wanted."""
+        p, log_q, values = ctx.saved_tensors
+        to_p = to_q = None
+        if ctx.needs_input_grad[0]:
+            u = (values + p).mul_(gradient)
+            to_p = u - p * u.sum(-1, keepdim=True)
+        if ctx.needs_input_grad[1]:
+            weighted = p * gradient
+            to_q = log_q.exp().mul_(weighted.sum(-1, keepdim=True)).sub_(weighted)
+        return to_p, to_q
+
+
+def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Return P log(P / Q), elementwise; see :class:`CategoricalKL`."""
+    return CategoricalKL.apply(p_logits, q_logits)
 
 
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
@@ -173,10 +205,10 @@ class VAEKLLoss(nn.Module):
         if prior_logvar is not None:
             logvar = logvar - upcast(prior_logvar)
             distance = distance * torch.exp(-upcast(prior_logvar))
-        values = 0.5 * (torch.expm1(logvar) - logvar + distance)
+        twice = torch.expm1(logvar) - logvar + distance
         if self.reduction == "batchmean":
-            return reduce(values, "mean", divisor=len(values))
-        return reduce(values, self.reduction)
+            return 0.5 * reduce(twice, "mean", divisor=len(twice))
+        return 0.5 * reduce(twice, self.reduction)
 
 
 class PolicyKLLoss(nn.Module):
@@ -300,11 +332,14 @@ class RLHFKLLoss(nn.Module):
         if self.estimator == "full":
             pair = (ref, policy) if self.direction == "ref_policy" else (policy, ref)
             return self.beta * reduce(categorical_kl(*pair).sum(-1), "mean", mask)
-        if mask is not None:  # before the difference: -inf - -inf is NaN, and so is its gradient
-            policy, ref = policy.masked_fill(mask == 0, 0.0), ref.masked_fill(mask == 0, 0.0)
         r = ref - policy
+        if mask is not None:  # not by a product afterwards: the r of two -inf is NaN
+            r = torch.where(mask if mask.dtype == torch.bool else mask != 0, r, 0.0)
         values = {"k1": lambda: -r, "k2": lambda: 0.5 * r.square(), "k3": lambda: torch.expm1(r) - r}
-        return self.beta * reduce(values[self.estimator](), "mean", mask)
+        value = values[self.estimator]()  # 0 where r is
+        if mask is not None and mask.dtype == torch.bool:
+            return self.beta * reduce(value, "mean", divisor=mask.sum())
+        return self.beta * reduce(value, "mean", mask)
 
 
 class AlignmentKLLoss(nn.Module):
