@@ -46,6 +46,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
@@ -54,7 +55,7 @@ from loss import LossFactory, LossResult, build_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from utils.metrics import score_captions
+from utils.metrics import FAST, score_captions
 
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
@@ -80,9 +81,8 @@ from utils.visualize import Panel, attention_figure
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
 OUT = ("pred", "attention", "region_count")
 TARGET = ("target", "weight", "token_count", "caption_count")
-FAST_METRICS = ("Bleu", "ROUGE_L", "CIDEr")  # those that need no Java
 PICTURED = 6  # val images in attention.png
-console = Console()
+console = Console(soft_wrap=True, highlight=False)
 
 
 @dataclass
@@ -186,7 +186,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
         said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
         scores = score_captions(
-            said, {i: image.captions for i, image in enumerate(images["val"])}, FAST_METRICS
+            said, {i: image.captions for i, image in enumerate(images["val"])}, FAST
         ).metrics
         progress.epoch = epoch + 1
         if scores["CIDEr"] > progress.best:
@@ -324,7 +324,7 @@ def show_result(
 ) -> None:
     """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
     best = load_checkpoint(run_dir / "best.safetensors")
-    rows = [i * len(images) // PICTURED for i in range(min(PICTURED, len(images)))]
+    rows = np.random.default_rng(0).permutation(len(images))[:PICTURED].tolist()
     captioner = best.captioner.to(accelerator.device)
     captions = caption_rows(
         captioner, best.vocabulary, visuals, rows, best.config.decoding, accelerator.mixed_precision

@@ -1,5 +1,7 @@
-"""Pictures: captions beside images, and where the decoder looked for each word."""
+"""Pictures: where the decoder looked for each word of a caption."""
 
+import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +12,7 @@ from utils.files import write_whole
 
 
 class Panel(NamedTuple):
-    """An image uint8 [H, W, 3] with a caption's words and the attention float [words, N] of each over its regions."""
+    """An image uint8 [H, W, 3], a caption's words, and the attention float [words, N] of each over the regions."""
 
     image: np.ndarray
     words: Sequence[str]
@@ -26,43 +28,53 @@ def attention_maps(attention: np.ndarray) -> np.ndarray:
     return attention.reshape(words, side, side)
 
 
-def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 12) -> None:
-    """Draw one row an image: the image, then one panel a word with the word's attention laid over it.
+def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> None:
+    """Draw one row an image: the image with its caption, then a panel a word with the word's attention laid over it.
 
-    All panels share one colour scale, from no attention to the largest in the figure, shown in a bar at the right.
-    Captions longer than `columns` words are cut with an ellipsis.
+    All panels share one scale, from no attention (the grey image shows through) to the largest in the figure; the bar
+    at the right is its legend. Panels end after `columns` words, the caption does not.
+
+    Raises:
+        ValueError: there is no row.
+        UserError: the file cannot be written.
     """
-    import io
-
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
-    top = max((float(row.attention.max(initial=0)) for row in rows), default=1.0) or 1.0
+    if not rows:
+        raise ValueError("there is nothing to draw")
+    colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
+    colours[:, 3] = np.linspace(0, 1, 256) ** 0.7 * 0.85  # the less attention, the more of the image
+    scale = ScalarMappable(
+        Normalize(0, max(float(row.attention.max(initial=0)) for row in rows) or 1.0), ListedColormap(colours)
+    )
     shown = min(columns, max(len(row.words) for row in rows))
-    figure = Figure(figsize=(1.35 * (shown + 1) + 0.9, 1.75 * len(rows)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(rows), shown + 1, squeeze=False)
-    mapped = None
-    for row, panels in zip(rows, axes, strict=True):
+    figure = Figure(figsize=(1.3 * (shown + 1.3) + 0.9, 1.85 * len(rows)), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 0.8])
+    strips = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for row, strip in zip(rows, strips, strict=True):
+        caption = textwrap.shorten(" ".join(row.words), 12 * (shown + 1), placeholder=" …")
+        strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")
+        panels = strip.subplots(1, shown + 1, width_ratios=[1.3] + [1] * shown)
         for panel in panels:
             panel.set_axis_off()
         panels[0].imshow(row.image)
         height, width = row.image.shape[:2]
+        grey = row.image.mean(-1)
         maps = attention_maps(row.attention)
-        for i, word in enumerate(row.words[:shown]):
-            panel = panels[i + 1]
-            cut = i == shown - 1 and len(row.words) > shown
-            panel.set_title(word + (" …" if cut else ""), fontsize=9)
-            panel.imshow(row.image.mean(-1), cmap="gray", vmin=-80, vmax=335)
-            mapped = panel.imshow(
-                maps[i],
-                cmap="inferno",
-                vmin=0,
-                vmax=top,
-                alpha=0.6,
+        for panel, word, looked in zip(panels[1:], row.words, maps, strict=False):
+            panel.set_title(word, fontsize=9)
+            panel.imshow(grey, cmap="gray", vmin=-60, vmax=300)
+            panel.imshow(
+                looked,
+                cmap=scale.cmap,
+                norm=scale.norm,
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="bilinear",
             )
-    if mapped is not None:
-        figure.colorbar(mapped, ax=axes, shrink=0.5, aspect=30, label="attention")
+    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label="attention")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

@@ -1,0 +1,31 @@
+# make        set up .venv and train on synthetic scenes (the main job on its embedded default)
+# make test   set up .venv and run the tests
+# make lint   ruff and mypy
+# make setup  only set up .venv
+#
+# On Linux the torch that arrives can use NVIDIA GPUs and takes 6 GB on the disk. UV_TORCH_BACKEND=cpu make setup
+# installs the CPU's (1 GB) from PyTorch's own index instead.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+
+.PHONY: run test lint setup
+run: setup
+	$(VENV)/bin/python train.py
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy .
+
+setup: $(VENV)/ready
+
+# uv instead of pip alone: it installs torch's gigabytes in seconds, and links them where several environments exist
+$(VENV)/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements.txt -r requirements-dev.txt
+	touch $@

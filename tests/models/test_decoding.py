@@ -1,0 +1,121 @@
+import itertools
+
+import pytest
+import torch
+
+from models.decoder import Decoder, Regions
+from models.decoding import beam_search, greedy, sample
+from models.tokens import END, PAD, START, UNK
+
+V, D, E, N = 8, 5, 16, 4
+WORDS = [w for w in range(V) if w not in (PAD, START, END, UNK)]
+
+
+@pytest.fixture
+def model() -> Decoder:
+    decoder = Decoder(V, D, E, dropout=0.0).eval()
+    with torch.no_grad():  # untrained logits are nearly flat: sharpen them, so that paths differ
+        decoder.embedding.weight.mul_(8)
+    return decoder
+
+
+def regions_of(model: Decoder, images: int) -> Regions:
+    with torch.no_grad():
+        return model.prepare(torch.randn(images, N, D) * 3, None)
+
+
+@torch.no_grad()
+def log_p(model: Decoder, regions: Regions, words: list[int]) -> tuple[float, torch.Tensor]:
+    """log p of a caption and its end, and its attention, by teacher forcing."""
+    logits, attention = model(regions, torch.tensor([[START, *words]]))
+    scores = logits[0].log_softmax(-1)
+    scores = scores.gather(1, torch.tensor([*words, END])[:, None])
+    return float(scores.sum()), attention[0, :-1]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+def test_a_wide_beam_finds_what_trying_all_captions_finds(model: Decoder, length_penalty: float) -> None:
+    regions = regions_of(model, 3)
+    longest = 3
+    found = beam_search(model, regions, beam_size=84, max_words=longest, length_penalty=length_penalty)
+    for image in range(3):
+        own = regions.select(torch.tensor([image]))
+        everything = {
+            words: log_p(model, own, list(words))[0] / (len(words) + 1) ** length_penalty
+            for length in range(1, longest + 1)
+            for words in itertools.product(WORDS, repeat=length)
+        }
+        ranked = sorted(everything, key=lambda words: -everything[words])
+        assert tuple(found[image][0].tokens) == ranked[0]
+        assert found[image][0].score == pytest.approx(everything[ranked[0]], abs=1e-5)
+        scores = [h.score for h in found[image]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(h.tokens) for h in found[image]}) == len(found[image])
+
+
+def test_score_and_attention_are_those_of_teacher_forcing(model: Decoder) -> None:
+    regions = regions_of(model, 4)
+    for image, hypotheses in enumerate(beam_search(model, regions, 3, 6)):
+        own = regions.select(torch.tensor([image]))
+        for h in hypotheses:
+            total, attention = log_p(model, own, h.tokens)
+            assert h.score == pytest.approx(total / (len(h.tokens) + 1), abs=1e-5)
+            torch.testing.assert_close(h.attention, attention)
+
+
+def test_a_beam_of_one_is_greedy(model: Decoder) -> None:
+    regions = regions_of(model, 16)
+    for beams, one in zip(beam_search(model, regions, 1, 12), greedy(model, regions, 12), strict=True):
+        # the beam of one may not end while going on is likelier, and greedy likewise takes the likelier
+        assert beams[0].tokens == one.tokens
+        assert beams[0].score == pytest.approx(one.score, abs=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(model: Decoder) -> None:
+    regions = regions_of(model, 9)
+    together = beam_search(model, regions, 4, 10)
+    for image in range(9):
+        alone = beam_search(model, regions.select(torch.tensor([image])), 4, 10)[0]
+        assert [h.tokens for h in alone] == [h.tokens for h in together[image]]
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("max_words", [1, 7])
+def test_captions_always_come_and_always_end(model: Decoder, beam_size: int, max_words: int) -> None:
+    regions = regions_of(model, 5)
+    with torch.no_grad():
+        for bias in (-50.0, 50.0):  # a decoder that never ends, and one that wants nothing else
+            model.classifier.bias[END] = bias
+            found = [h for beams in beam_search(model, regions, beam_size, max_words) for h in beams]
+            found += greedy(model, regions, max_words) + sample(model, regions, max_words)
+            assert len(found) >= 15
+            for h in found:
+                assert 1 <= len(h.tokens) <= max_words
+                assert set(h.tokens) <= set(WORDS)
+                assert h.attention.shape == (len(h.tokens), N)
+
+
+def test_sampling_follows_the_distribution(model: Decoder) -> None:
+    one = regions_of(model, 1)
+    with torch.no_grad():
+        logits, _, _ = model.step(one, model.start(one), torch.tensor([START]))
+    expected = logits[0, WORDS].softmax(-1)
+    many = one.select(torch.zeros(20_000, dtype=torch.long))
+    first = torch.tensor([h.tokens[0] for h in sample(model, many, 1, generator=torch.Generator().manual_seed(0))])
+    found = torch.stack([(first == word).float().mean() for word in WORDS])
+    # five standard errors of a share of 20,000 draws
+    torch.testing.assert_close(found, expected, rtol=0, atol=5 * 0.5 / 20_000**0.5)
+
+
+def test_sampling_at_low_temperature_is_greedy(model: Decoder) -> None:
+    regions = regions_of(model, 8)
+    cold = sample(model, regions, 6, temperature=1e-3)
+    assert [h.tokens for h in cold] == [h.tokens for h in greedy(model, regions, 6)]
+
+
+def test_arguments_are_checked(model: Decoder) -> None:
+    regions = regions_of(model, 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        beam_search(model, regions, 0)
+    with pytest.raises(ValueError, match="temperature"):
+        sample(model, regions, temperature=0.0)
