@@ -47,16 +47,17 @@ _SUFFIX = (
 _PATH = r"(?:/[^ \n\"<>|()]+[^ \n\"<>|.!?(){},-])?"
 
 # Numerals that are no digits: Python counts them among the letters of `\w`.
-_NUMERALS = r"²³¹¼-¾\u2070-\u2079\u2080-\u2089\u2150-\u218b\u2460-\u24ff\u2776-\u2793\u3007\u3021-\u3029"
+_NUMERALS = r"²³¹¼-¾\u2070\u2074-\u2079\u2080-\u2089\u2150-\u2182\u2185-\u218b\u2460-\u24ff\u2776-\u2793\u3007\u3021-\u3029\u3038-\u303a"
 # Combining marks and modifiers, parts of a word, of the scripts that a caption is likely to hold.
 _MARKS = (
-    r"\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2"
-    r"\u05c4\u05c5\u05c7\u0615-\u061a\u064b-\u065e\u0670\u06d6-\u06e4\u06e7-\u06ed\u0900-\u0903\u093c"
+    r"\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0375\u0384\u0385\u03f6\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2"
+    r"\u05c4\u05c5\u05c7\u0615-\u061a\u064b-\u065e\u0670\u06d6-\u06e4\u06e7-\u06ed\u06fd\u06fe\u0900-\u0903\u093c"
     r"\u093e-\u094e\u0951-\u0955\u0962\u0963\u0e31\u0e34-\u0e3a\u0e47-\u0e4e"
 )
+_ALNUM = rf"[^\W_{_NUMERALS}]"
 # What else is a token. Every other character only separates words.
 _SYMBOLS = (
-    r"!-/:-@\[-`{-~\x80\x91-\x94\x96\x97\xa1-\xac\xae-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u2013-\u2023\u2026"
+    r"!-/:-@\[-`{-~\x80\x91-\x94\x96\x97\xa1-\xac\xae-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u037e\u0387\u0589\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f\u066a\u066d\u06d4\u0964\u0965\u0e3f\u0e4f\u2013-\u2023\u2026"
     r"\u2030-\u203b\u203e-\u2042\u2044\u207a-\u207e\u208a-\u208e\u20a0\u20a4\u20ac\u2100\u2101\u2103-\u2106"
     r"\u2108\u2109\u2114\u2116-\u2118\u211e-\u2123\u2125\u2127\u2129\u212e\u213a\u213b\u2140-\u2144"
     r"\u214a-\u214d\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
@@ -94,10 +95,11 @@ class _Rule(NamedTuple):
 def _rule(pattern: str, write: Callable[[str], str] | None = None, *, case: bool = False) -> _Rule:
     names = {
         "WORD": r"<L><W>*(?:[.!?]<L><W>*)*",
-        "PART": r"(?:[dol]<'><W>)?<W>+",
+        "PART": rf"(?:[dol]<`>{_ALNUM})?{_ALNUM}+",
         "L": rf"(?:[^\W\d_{_NUMERALS}]|[{_MARKS}])",  # a letter
-        "W": rf"(?:[^\W_{_NUMERALS}]|[{_MARKS}])",  # a letter or a digit
+        "W": rf"(?:{_ALNUM}|[{_MARKS}])",  # a letter or a digit
         "'": "['’\x92]",
+        "`": "['`‘’‛\x91\x92]",
         "ENDING": f"(?:{_ENDING})",
         "LEADING": f"(?:{_LEADING})",
         "NUMBERED": f"(?:{_NUMBERED})",
@@ -133,10 +135,11 @@ _RULES = [
     _rule(r"(<'>(?:s|m|d|ll|re|ve))", _straight),
     _rule(r"('t)(?:is|was)"),
     _rule(r"(<'>\d\d)[ \n]"),
-    _rule(r"((?:[dljy]|ol|dunkin)<'>)"),
-    _rule(r"(o<'>o|nor<'>easter|c<'>mon|e<'>er|s<'>mores|ev<'>ry|li<'>l|nat<'>l)"),
-    _rule(r"((?-i:[A-HJ-XZn])<'><L>{2,})"),
-    _rule(r"(<L>+[aeiouy]<'>(?-i:[aeiouA-Z])<L>*)"),
+    _rule(r"((?:[dlj]|ol|dunkin)<'>)"),
+    _rule(r"(y<'>)[a-z]"),
+    _rule(r"(o<`>o|nor<'>easter|c<'>mon|e<'>er|s<'>mores|ev<'>ry|li<'>l|nat<'>l)"),
+    _rule(r"((?-i:[A-HJ-XZn])<`><L>{2,})"),
+    _rule(r"(<L>+[aeiouy]<`>(?-i:[aeiouA-Z])<L>*)"),
     # Words, and what joins them.
     _rule(r"(<WORD>)"),
     _rule(r"((?:[a-z]\.)+)"),
@@ -153,7 +156,7 @@ _RULES = [
     _rule(r"([a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)+\.)[,;:]"),
     _rule(rf"((?:<W>+\.)+(?:{_SUFFIX}))[ \n.,?!]"),
     _rule(r"([a-z0-9]+(?:-[a-z]+){0,2}(?:\\?/[a-z0-9]+(?:-[a-z]+){0,2}){1,2})"),
-    _rule(r"([A-Z]+(?:(?:&|&amp;)[A-Z]+)+)", lambda text: text.replace("&amp;", "&"), case=True),
+    _rule(r"([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)", lambda text: text.replace("&amp;", "&"), case=True),
     _rule(r"(c\+\+|[cf]#)"),
     # Numbers.
     _rule(r"([-+]?(?:\d*(?:[.:,]\d+)+|\d+))"),
@@ -183,10 +186,10 @@ _RULES = [
     _rule(r"(&(?:amp|lt|gt|quot|apos|nbsp|md|#\d+);)", lambda text: _ENTITIES.get(text.lower(), text)),
     # Marks.
     _rule(r"([<>]?[:;=](?-i:[-o*']?[()DPdpO\\{@|\[\]]))(?![a-z0-9])", _one_piece),
-    _rule(r"([-^x=~<>']_[-^x=~<>'])"),
+    _rule(r"([-^x=~<>']_[-^x=~<>'])", case=True),
     _rule(r"(-{2,4})", lambda text: "--"),
     _rule(r"(\.{3,5})", lambda text: "..."),
-    _rule(r"([`‘’‚‛“”«»‹›\x91-\x94]{2})", _each),
+    _rule(r"([`‘’‚‛“”„‟«»‹›\x91-\x94]{2})", _each),
     _rule(r"(''|[?!]+|-{5,}|\*+|\\\*|#+|_+|@+|<<|>>)"),
     _rule(rf"([{_SYMBOLS}])", _each),
 ]
@@ -224,7 +227,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _lex(caption: str) -> list[str]:
-    text = _LINE_END.sub("\n", _ASTRAL.sub("\0", caption)) + "\n"
+    text = _LINE_END.sub("\n", _ASTRAL.sub("\0", caption)).replace("\xad", "") + "\n"
     tokens = []
     position = 0
     while position < len(text):
