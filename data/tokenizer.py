@@ -57,7 +57,8 @@ _MARKS = (
 _ALNUM = rf"[^\W_{_NUMERALS}]"
 # What else is a token. Every other character only separates words.
 _SYMBOLS = (
-    r"!-/:-@\[-`{-~\x80\x91-\x94\x96\x97\xa1-\xac\xae-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u037e\u0387\u0589\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f\u066a\u066d\u06d4\u0964\u0965\u0e3f\u0e4f\u2013-\u2023\u2026"
+    r"!-/:-@\[-`{-~\x80\x91-\x94\x96\x97\xa1-\xac\xae-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7"
+    r"\u037e\u0387\u0589\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f\u066a\u066d\u06d4\u0964\u0965\u0e3f\u0e4f\u2013-\u2023\u2026"
     r"\u2030-\u203b\u203e-\u2042\u2044\u207a-\u207e\u208a-\u208e\u20a0\u20a4\u20ac\u2100\u2101\u2103-\u2106"
     r"\u2108\u2109\u2114\u2116-\u2118\u211e-\u2123\u2125\u2127\u2129\u212e\u213a\u213b\u2140-\u2144"
     r"\u214a-\u214d\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
@@ -149,8 +150,7 @@ _RULES = [
     _rule(r"(<LEADING>\.)"),
     _rule(r"(<NUMBERED>\.)[ \n\xa0]*\d"),
     _rule(r"(<PART>(?:[-_]<PART>)*)"),
-    _rule(r"([a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)+)"),
-    _rule(r"([a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)*-(?:[a-z]\.){2,})"),
+    _rule(r"([a-z0-9][a-z0-9.,]*(?:-(?:(?:[a-z]\.){2,}|[a-z0-9]+))+)"),
     _rule(r"(<PART>(?:[-_]<PART>)*\.)[,;:]"),
     _rule(r"(<WORD>\.)[,;:]"),
     _rule(r"([a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)+\.)[,;:]"),
