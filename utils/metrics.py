@@ -1,5 +1,6 @@
 """Scores of captions under coco-caption's names, equal to pycocoevalcap 1.2's."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,11 +130,11 @@ def score_captions(
 
 def by_image(captions: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
     """Map images to captions; `UserError` where an image comes twice, naming it."""
-    result: dict[Hashable, str] = {}
-    twice = [key for key, caption in captions if result.setdefault(key, caption) is not caption]
-    if twice:
+    pairs = list(captions)
+    times = Counter(key for key, _ in pairs)
+    if twice := [key for key in times if times[key] > 1]:
         raise UserError(f"images with more than one caption: {_listed(twice)}; keep one each")
-    return result
+    return dict(pairs)
 
 
 def _match(hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:

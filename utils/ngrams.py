@@ -44,7 +44,7 @@ class NgramIndex:
         self.sizes = [len(self._words), *(len(keys) for keys in self._keys)]
 
     def count(self, sentences: Sequence[Sentence]) -> list[Counts]:
-        """Count the n-grams of sentences, per order; unknown ones get numbers of this call from `sizes` on."""
+        """Count the n-grams of sentences, per order; unknown ones get numbers from `sizes` on."""
         return self._count(sentences, learn=False)
 
     def _count(self, sentences: Sequence[Sentence], learn: bool) -> list[Counts]:
