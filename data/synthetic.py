@@ -25,41 +25,89 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.drawing import DIRECTIONS, UNITS, Canvas, Dice
 from data.errors import UserError
-from data.scene_captions import TEMPLATES, Group, tell
-from data.scene_types import SCENES, Story
+from data.scenery import country, town
+from data.scenery.canvas import DIRECTIONS, UNITS, Canvas, Dice
+from data.scenery.captions import Group, tell
+from data.scenery.story import Story
+from data.scenery.templates import TEMPLATES
 
 VERSION = 1
+SCENES: dict[str, Callable[[Story], None]] = {
+    "airport": town.airport,
+    "baseballfield": town.baseballfield,
+    "beach": country.beach,
+    "bridge": town.bridge,
+    "commercial": town.commercial,
+    "denseresidential": town.denseresidential,
+    "desert": country.desert,
+    "farmland": country.farmland,
+    "forest": country.forest,
+    "industrial": town.industrial,
+    "meadow": country.meadow,
+    "mediumresidential": town.mediumresidential,
+    "mountain": country.mountain,
+    "parking": town.parking,
+    "playground": town.playground,
+    "pond": country.pond,
+    "port": town.port,
+    "railwaystation": town.railwaystation,
+    "resort": town.resort,
+    "river": country.river,
+    "sparseresidential": town.sparseresidential,
+    "square": town.square,
+    "stadium": town.stadium,
+    "storagetanks": town.storagetanks,
+    "viaduct": town.viaduct,
+}
 SCENE_TYPES: tuple[str, ...] = tuple(SCENES)
-# class of a thing or of ground -> the words of captions that name it
-NOUNS: dict[str, tuple[str, ...]] = {
+# what fills areas and is not counted: it stands in the mask but has no boxes
+STUFF: dict[str, tuple[str, ...]] = {
     "background": (),
-    "tree": ("tree", "trees", "forest", "woods"),
-    "grass": ("grass", "meadow", "lawn"),
-    "water": ("water", "river", "sea", "ocean", "lake"),
+    "tree": ("tree", "trees", "forest", "bushes"),
+    "grass": ("grass", "meadow", "lawn", "lawns"),
+    "water": ("water", "river", "sea", "lake"),
+    "sand": ("beach", "desert", "dunes"),
+    "mountain": ("mountain", "ridges"),
+    "snow": ("snow",),
+    "farmland": ("farmland",),
     "road": ("road", "roads"),
-    "railway": ("railway", "railways", "tracks"),
+    "railway": ("tracks", "track"),
+}
+# what is counted: each instance has a box
+THINGS: dict[str, tuple[str, ...]] = {
     "plane": ("plane", "planes"),
     "runway": ("runway", "runways"),
     "terminal": ("terminal",),
-    "storage tank": ("tank", "tanks"),
-    "pond": ("pond", "ponds"),
+    "baseball field": ("baseball",),
+    "umbrella": ("umbrella", "umbrellas"),
+    "boat": ("boat", "boats"),
+    "bridge": ("bridge", "bridges"),
     "house": ("house", "houses"),
     "building": ("building", "buildings"),
+    "pond": ("pond", "ponds", "fountain"),
+    "rock": ("rock", "rocks"),
+    "field": ("field", "fields"),
     "car": ("car", "cars"),
-    "boat": ("boat", "boats"),
-    "football field": ("football",),
+    "parking lot": ("parking", "lot"),
     "running track": ("track",),
+    "football field": ("football",),
     "court": ("court", "courts"),
-    "baseball field": ("baseball",),
-    "pool": ("pool", "pools"),
+    "island": ("island", "islands"),
+    "pier": ("pier", "piers"),
+    "container": ("container", "containers"),
     "train": ("train", "trains"),
-    "umbrella": ("umbrella", "umbrellas"),
+    "station": ("station",),
+    "pool": ("pool", "pools"),
+    "square": ("square",),
+    "monument": ("monument",),
+    "stadium": ("stadium",),
+    "storage tank": ("tank", "tanks"),
+    "overpass": ("overpass", "overpasses", "viaduct"),
 }
+# class -> the words of captions that name it
+NOUNS: dict[str, tuple[str, ...]] = {**STUFF, **THINGS}
 CLASSES: tuple[str, ...] = tuple(NOUNS)
-# ground and plants fill areas and are not counted: they stand in the mask but have no boxes
-STUFF = frozenset({"background", "tree", "grass", "water", "road", "railway"})
 
 
 @dataclass(frozen=True)
@@ -111,8 +159,8 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
     scene_type = SCENE_TYPES[index % len(SCENE_TYPES)]
     layout, texture, wording = (Dice((seed, index, stream)) for stream in range(3))
     canvas = Canvas(size, texture, sun=layout.choice(DIRECTIONS))
-    story = Story(canvas)
-    SCENES[scene_type](canvas, layout, story)
+    story = Story(canvas, layout)
+    SCENES[scene_type](story)
     image = canvas.finish(
         gain=layout.between(0.8, 1.1),
         haze=layout.between(0.0, 0.16),

@@ -10,6 +10,7 @@ Coordinates are scene units: the square is 224 x 224 of them whatever its size i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -119,6 +120,24 @@ class Canvas:
         self.kinds.append(kind)
         return len(self.kinds) - 1
 
+    def free(self, kinds: Sequence[str], reach: float = 0.0) -> np.ndarray:
+        """Where the canvas shows one of some classes, and only these within `reach` units: bool [H, W]."""
+        free = np.array([kind in kinds for kind in self.kinds])[self.owner]
+        step = math.ceil(reach * self.scale)
+        if step == 0:
+            return free
+        padded = np.pad(free, step, mode="edge")
+        n = self.size
+        for dy in (0, step, 2 * step):
+            for dx in (0, step, 2 * step):
+                free = free & padded[dy : dy + n, dx : dx + n]
+        return free
+
+    def sees(self, where: np.ndarray, at: Point) -> bool:
+        """Whether a point lies on the canvas where a map bool [H, W] is true."""
+        x, y = math.floor(at[0] * self.scale), math.floor(at[1] * self.scale)
+        return 0 <= x < self.size and 0 <= y < self.size and bool(where[y, x])
+
     # -- shapes --------------------------------------------------------------------------------------------------
 
     def _window(self, x0: float, y0: float, x1: float, y1: float) -> tuple[int, int, np.ndarray, np.ndarray]:
@@ -190,7 +209,7 @@ class Canvas:
         xs, ys, half = [p[0] for p in points], [p[1] for p in points], width / 2 + rough
         top, left, x, y = self._window(min(xs) - half, min(ys) - half, max(xs) + half, max(ys) + half)
         nearest = np.full((y.shape[0], x.shape[1]), np.float32(1e9))
-        for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+        for (ax, ay), (bx, by) in pairwise(points):
             ex, ey = bx - ax, by - ay
             px, py = x - np.float32(ax), y - np.float32(ay)
             t = (px * np.float32(ex) + py * np.float32(ey)) / np.float32(ex * ex + ey * ey)
@@ -310,4 +329,4 @@ class Canvas:
         light = self.image * np.array([gain * t for t in tint], np.float32)
         light = light + (np.float32(205) - light) * np.float32(haze)
         light = light + np.float32(3.5) * self.dice.noise(self.size, self.size)[..., None]
-        return np.clip(np.floor(light + np.float32(0.5)), 0, 255).astype(np.uint8)
+        return np.clip(np.floor(light + np.float32(0.5)), np.float32(0), np.float32(255)).astype(np.uint8)
