@@ -1,4 +1,4 @@
-"""How synthetic scenes are told: groups of things, phrases in the language of the field, templates per scene type."""
+"""How synthetic scenes are told: groups of things, put into phrases, put into sentences."""
 
 import re
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 class Group:
     """Things of one class that the captions speak of together.
 
-    `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece of
-    ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes (empty for
-    ground and plants, which have no boxes), `centre` the middle of them all in scene units.
+    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece
+    of ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes
+    (empty for ground and plants, which have no boxes), `centre` is their middle in scene units.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A group as one sentence words it: `{main}`, `{main.the}`, `{main.are}`, `{main.bare}` in a template."""
+    """A group as one sentence words it: `{main}`, `{main.are}`, `{main.bare}` in a template."""
 
     group: Group
     amount: str
@@ -57,11 +57,6 @@ class Phrase:
         noun = plural_of(self.group.noun) if self.group.plural else self.group.noun
         piece, of, stuff = noun.partition("s of " if self.group.plural else " of ")
         return f"{piece}{of}{self.adjectives} {stuff}" if of else f"{self.adjectives} {noun}".strip()
-
-    @property
-    def the(self) -> str:
-        """The group with the definite article."""
-        return f"the {self.bare}"
 
     @property
     def are(self) -> str:
@@ -94,7 +89,7 @@ def plural_of(noun: str) -> str:
 
 
 def word(group: Group, dice: Dice) -> Phrase:
-    """Put a group into words: a number or a vaguer word that is as true, and all or some of its adjectives."""
+    """Put a group into words: a number or a vaguer word that is as true, and some of its adjectives."""
     amount = group.amount
     if isinstance(amount, int):
         vague = ["many"] if amount > 7 else ["several"] if amount > 6 else []

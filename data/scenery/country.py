@@ -1,5 +1,7 @@
 """Scene types of the open country: beach, desert, farmland, forest, mountain, pond, river."""
 
+import numpy as np
+
 from data.scenery import objects as draw
 from data.scenery.story import Story, river_bed, smooth
 
@@ -48,7 +50,7 @@ def desert(s: Story) -> None:
     c, d = s.canvas, s.dice
     colour = d.choice(("yellow", "brown", "white"))
     base = {"yellow": (222, 182, 112), "brown": (168, 122, 82), "white": (224, 214, 196)}[colour]
-    ripples = c.stripes(s.across, d.between(16, 30), warp=26) * d.between(7, 15)
+    ripples = c.stripes(s.across, d.between(18, 34), warp=15) * d.between(7, 15)
     c.paint(c.everywhere(), base, c.new("sand"), grain=6, clouds=10, pattern=ripples)
     s.say("main", "sand", colour=colour, noun="desert")
     which = d.choice(("road", "pond", "rocks", "bushes"))
@@ -78,22 +80,25 @@ def desert(s: Story) -> None:
         s.say("other", "tree", "some", noun="bush")
 
 
+def crop_rows(s: Story) -> list[np.ndarray]:
+    """Patterns [H, W] of planted rows along and across the axis."""
+    return [s.canvas.stripes(way, s.dice.between(3, 6)) * np.float32(7) for way in (s.axis, s.across) * 2]
+
+
 def farmland(s: Story) -> None:
     """A patchwork of crops in which some fields stand out."""
     c, d = s.canvas, s.dice
     count, colour, round_ = d.integer(1, 4), d.choice(("yellow", "brown", "white")), d.chance(35)
     greens = ((104, 132, 74), (88, 120, 70), (120, 142, 84), (96, 128, 88))
     draw.ground(c, "dry grass")
-    base = c.new("farmland")
+    base, rows = c.new("farmland"), crop_rows(s)
     du, dv = d.between(56, 70), d.between(44, 60)
-    for spot in s.grid(7, 7, du, dv):
-        rows = c.stripes(s.heading(), d.between(3, 6)) * 7
-        c.paint(c.box(spot, s.axis, du - 2, dv - 2), d.choice(greens), base, grain=6, clouds=7, pattern=rows)
+    for spot in s.grid(8, 8, du, dv):
+        c.paint(c.box(spot, s.axis, du - 2, dv - 2), d.choice(greens), base, 6, 7, pattern=d.choice(rows))
     ripe = {"yellow": (206, 180, 84), "brown": (142, 102, 72), "white": (208, 202, 184)}[colour]
     for spot in d.sample(s.grid(2, 2, du, dv) if not round_ else s.grid(2, 2, 74, 74), count):
         patch = c.disc(spot, 31) if round_ else c.box(spot, s.axis, du - 2, dv - 2)
-        rows = c.stripes(s.heading(), d.between(3, 6)) * 7
-        c.paint(patch, ripe, c.new("field"), grain=6, clouds=8, pattern=rows)
+        c.paint(patch, ripe, c.new("field"), grain=6, clouds=8, pattern=d.choice(rows))
     s.say("main", "field", count, colour, "round" if round_ else "")
     s.say("crops", "farmland", "many", "green", noun="piece of farmland")
     if d.chance(50):
@@ -133,7 +138,9 @@ def forest(s: Story) -> None:
             c, c.oval(s.at(d.between(-24, 24), d.between(-24, 24)), s.axis, 88, 62, rough=0.2), "dry grass"
         )
         s.say("other", "grass", noun="piece of meadow")
-    c.trees(c.free(("background",)), d.choice((9.0, 12.0)), 94, draw.GROUNDS["leaf"])
+    c.trees(
+        c.free(("background",), 8 if which == "house" else 3), d.choice((9.0, 12.0)), 94, draw.GROUNDS["leaf"]
+    )
     s.say("main", "tree", "many", d.choice(("green", "")), d.choice(("dense", "tall", "")))
 
 
@@ -182,7 +189,7 @@ def meadow(s: Story) -> None:
             draw.house(c, spot, s.heading(), 26, 17, tint)
         s.say("other", "house", count, tint)
     elif which == "pond":
-        tint = d.choice(("blue", "brown"))
+        tint = d.choice(("blue", "green"))
         draw.water(
             c, c.oval(s.origin, s.axis, d.between(34, 64), d.between(26, 44), rough=0.14), tint, "pond"
         )
@@ -234,10 +241,10 @@ def river(s: Story) -> None:
     banks = d.choice(("trees", "farmland", "houses"))
     draw.ground(c, "grass" if banks != "houses" else "dry grass")
     if banks == "farmland":
+        rows = crop_rows(s)
         for spot in s.grid(6, 5, 56, 52):
-            rows = c.stripes(s.heading(), d.between(3, 6)) * 7
             tone = draw.lighter(d.choice(((104, 132, 74), (150, 142, 88), (96, 128, 88))), d.between(-10, 10))
-            c.paint(c.box(spot, s.axis, 53, 49), tone, c.new("farmland"), grain=6, clouds=7, pattern=rows)
+            c.paint(c.box(spot, s.axis, 53, 49), tone, c.new("farmland"), 6, 7, pattern=d.choice(rows))
     width = d.between(34, 60)
     course = river_bed(s, width, curved, colour)
     s.say("main", "water", 1, colour, "curved" if curved else "straight", noun="river")

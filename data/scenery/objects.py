@@ -1,6 +1,6 @@
 """What stands in synthetic scenes, seen from above: planes, tanks, houses, boats, courts, trees, water.
 
-Each function paints one thing on a canvas, with its shadow, and its pixels belong to a new instance of its class.
+Each function paints one thing with its shadow; its pixels belong to a new instance of its class.
 """
 
 import math
@@ -40,7 +40,7 @@ def lighter(colour: Colour, by: float) -> Colour:
 
 
 def ground(canvas: Canvas, material: str, kind: str | None = None) -> None:
-    """Cover the whole square with a material; with a class it belongs to that class, else to the background."""
+    """Cover the whole square with a material, which belongs to a class or else to the background."""
     owner = canvas.new(kind) if kind else None
     canvas.paint(canvas.everywhere(), GROUNDS[material], owner, grain=7, clouds=14)
 
@@ -208,7 +208,7 @@ def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour:
     outer = length - field
     for step, width in enumerate((outer, outer * 0.93, outer * 0.92, outer * 0.86, outer * 0.85)):
         canvas.paint(canvas.path(ends, width), PAINTS[colour] if step % 2 == 0 else (222, 206, 200), owner)
-    canvas.paint(canvas.path(ends, outer * 0.78), (86, 132, 70), canvas.new("grass"), grain=6)
+    canvas.paint(canvas.path(ends, outer * 0.78), (86, 132, 70), owner, grain=6)
     football_field(canvas, at, axis, length * 0.48)
 
 
@@ -390,3 +390,11 @@ def rock(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
 def shallows(canvas: Canvas, deep: Patch) -> None:
     """Make water darker where it is deep."""
     canvas.darken(deep, 0.16)
+
+
+def monument(canvas: Canvas, at: Point, axis: Point) -> None:
+    """An obelisk on a square base with a long shadow."""
+    owner, pillar = canvas.new("monument"), canvas.box(at, axis, 8, 8)
+    canvas.darken(canvas.path([at, along(at, canvas.sun, -26)], 7), 0.42)
+    canvas.paint(canvas.box(at, axis, 16, 16), (150, 146, 140), owner)
+    canvas.paint(pillar, (226, 222, 212), owner)

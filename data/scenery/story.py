@@ -1,9 +1,10 @@
 """A scene in the making: axes, places, and the groups that captions may speak of."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from data.scenery import objects as draw
-from data.scenery.canvas import DIRECTIONS, Canvas, Dice, Point, along, turned
+from data.scenery.canvas import DIRECTIONS, UNITS, Canvas, Dice, Point, along, turned
 from data.scenery.captions import Group
 
 
@@ -35,12 +36,13 @@ class Story:
     def grid(
         self, columns: int, rows: int, du: float, dv: float, v: float = 0.0, u: float = 0.0
     ) -> list[Point]:
-        """Places in rows along the axis, about the point (u, v)."""
-        return [
+        """Places in rows along the axis, about the point (u, v), that are not far beyond the square."""
+        places = [
             self.at(u + (i - (columns - 1) / 2) * du, v + (j - (rows - 1) / 2) * dv)
             for j in range(rows)
             for i in range(columns)
         ]
+        return [(x, y) for x, y in places if -45 < x < UNITS + 45 and -45 < y < UNITS + 45]
 
     def heading(self) -> Point:
         """One of the four directions of the axes."""
@@ -93,9 +95,8 @@ def parking_lot(s: Story, v: float, rows: int, columns: int, percent: int = 70) 
         middle = v + (j - (rows - 1) / 2) * depth
         for i in range(columns + 1):
             c.paint(c.box(s.at((i - columns / 2) * 7.4, middle), s.across, 10, 0.9), (212, 210, 200))
-        for i in range(columns):
-            if s.dice.chance(percent):
-                draw.car(c, s.at((i - (columns - 1) / 2) * 7.4, middle), s.across, s.dice.choice(CAR_COLOURS))
+        for i in s.dice.sample(range(columns), columns * percent // 100):
+            draw.car(c, s.at((i - (columns - 1) / 2) * 7.4, middle), s.across, s.dice.choice(CAR_COLOURS))
 
 
 def river_bed(s: Story, width: float, curved: bool, colour: str) -> list[Point]:
@@ -116,7 +117,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     line = list(points)
     for _ in range(2):
         cut = [line[0]]
-        for (ax, ay), (bx, by) in zip(line, line[1:], strict=False):
+        for (ax, ay), (bx, by) in pairwise(line):
             cut += [
                 (0.75 * ax + 0.25 * bx, 0.75 * ay + 0.25 * by),
                 (0.25 * ax + 0.75 * bx, 0.25 * ay + 0.75 * by),

@@ -1,8 +1,9 @@
 """What captions say of each scene type: templates over the groups that the type names.
 
-`{main}` is a group with its amount and adjectives, `{main.the}` with the definite article, `{main.bare}` without any;
-`{main.are}` and `stand{main.s}` agree with its number; `{rel}` is the relation from main to other, `{inverse}` the
-one from other to main, `{near}` a word for nearness. A template whose groups a scene lacks is not used for it.
+`{main}` is a group with its amount and adjectives, `{main.bare}` the same without amount; `{main.are}`,
+`stand{main.s}` and `cross{main.es}` agree with its number; `{rel}` is the relation from main to other,
+`{inverse}` the one from other to main, `{near}` a word for nearness. A template is used for a scene that has
+all the groups it speaks of.
 """
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -105,6 +106,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{trees} and {other} are in {main} .",
         "it is a piece of {main.bare} .",
         "a large piece of {main.bare} covers the ground .",
+        "this {main.bare} is covered with grass .",
+        "nothing but grass grows on the {main.bare} around {other} .",
     ),
     "mediumresidential": (
         "{main} are in a medium residential area with {other} .",
@@ -122,6 +125,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{main} has ridges and deep valleys .",
         "there {other.are} {other} among the ridges of {main} .",
         "it is a piece of rugged {main.bare} .",
+        "the ridges of {main} are rough .",
+        "{main} rises from deep valleys .",
         "{extra.bare} and {other} are in {main} .",
     ),
     "parking": (
@@ -174,7 +179,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{other} {other.are} {near} {main} in a resort .",
         "it is a resort with {main} , {other} and {trees} .",
         "{main} and {trees} are around {other} .",
-        "there {other.are} {other} in the middle of the resort .",
+        "there {other.are} {other} on the terrace of the resort .",
         "the resort has {other} and {main} .",
     ),
     "river": (

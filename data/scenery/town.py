@@ -12,7 +12,9 @@ def airport(s: Story) -> None:
     count, colour, runways = d.integer(1, 5), d.choice(("white", "blue", "red", "orange")), d.integer(1, 2)
     for v in (-60, -88)[:runways]:
         draw.runway(c, s.at(0, v), s.axis, 18)
-    c.paint(c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], grain=4, clouds=8)
+    c.paint(
+        c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], c.new("pavement"), grain=4, clouds=8
+    )
     for u in range(-140, 141, 35):
         c.darken(c.box(s.at(u, 18), s.across, 84, 0.9), 0.12)
     shade = d.choice(("gray", "white", "brown"))
@@ -35,7 +37,7 @@ def baseballfield(s: Story) -> None:
     elif count == 2:
         spots, radius = s.grid(2, 1, 84, 0, v=-14), 38.0
     else:
-        spots, radius = d.sample(s.grid(2, 2, 76, 66, v=-22), count), 28.0
+        spots, radius = d.sample(s.grid(2, 2, 78, 68, v=-22), count), 31.0
     for spot in spots:
         draw.baseball_field(c, spot, s.heading(), radius)
     s.say("main", "baseball field", count, shape="large" if radius > 45 else "")
@@ -56,9 +58,8 @@ def bridge(s: Story) -> None:
         for v in d.sample(range(-90, 91, 30), d.integer(0, 3)):
             draw.car(c, s.at(u + d.choice((-4, 4)), v), s.across, d.choice(CAR_COLOURS))
     tint = d.choice(("white", "red", "blue"))
-    free = [u for u in (-80, -33, 33, 80) if u not in places]
-    for u in d.sample([*free, *([0] if 0 not in places else [])][:4], min(boats, 4)):
-        draw.boat(c, s.at(u, d.between(-0.22, 0.22) * width), s.axis, 20, tint)
+    for spot in d.sample(s.grid(2, 2, 66, width * 0.44), boats):
+        draw.boat(c, spot, s.axis, 20, tint)
     s.say("main", "bridge", count, colour)
     s.say("other", "water", colour=water, noun="river")
     if boats:
@@ -78,10 +79,10 @@ def commercial(s: Story) -> None:
     s.road(0, 16, cars=4)
     if roads == 2:
         draw.road(c, [s.at(0, -230), s.at(0, 230)], 16)
-    for v in (-92, -34, 34, 92):
-        for u in (-130, -82, -33, 33, 82, 130):
-            length, width = d.between(26, 38), d.between(28, 40)
-            draw.building(c, s.at(u, v), s.axis, length, width, colour, d.between(8, 17))
+    blocks = [(u, v) for v in (-92, -34, 34, 92) for u in (-130, -82, -33, 33, 82, 130)]
+    for spot in [s.at(u, v) for u, v in blocks]:
+        if -25 < spot[0] < 249 and -25 < spot[1] < 249:
+            draw.building(c, spot, s.axis, d.between(26, 38), d.between(28, 40), colour, d.between(8, 17))
     s.say("main", "building", "many", colour, d.choice(("tall", "")))
     s.say("other", "road", roads)
     s.plant(d.choice((8, 40)), spacing=8)
@@ -97,7 +98,7 @@ def residential(s: Story, columns: int, rows: int, du: float, dv: float, percent
     colour = d.choice(("red", "gray", "blue", "brown", "white"))
     for spot in s.grid(columns, rows, du, dv):
         v = (spot[0] - s.origin[0]) * s.across[0] + (spot[1] - s.origin[1]) * s.across[1]
-        if all(abs(v - street) > dv * 0.45 for street in streets):
+        if not d.chance(6) and all(abs(v - street) > dv * 0.45 for street in streets):
             place = along(spot, s.axis, d.between(-0.06, 0.06) * du, d.between(-0.06, 0.06) * dv)
             draw.house(c, place, s.axis, du * d.between(0.6, 0.78), dv * d.between(0.5, 0.62), colour)
     s.say("main", "house", "many", colour)
@@ -155,7 +156,7 @@ def parking(s: Story) -> None:
     s.beside(78, "building", "road", "pond")
     parking_lot(s, -24, rows, 17, 92 if full else 35)
     s.say("main", "parking lot", 1, shape=d.choice(("large", "")))
-    s.say("rows", "car", rows, noun="row of cars")
+    s.say("rows", "row", rows, noun="row of cars")
     s.say("extra", "car", "many" if full else "some")
     s.plant(d.choice((15, 60)))
 
@@ -244,7 +245,13 @@ def resort(s: Story) -> None:
     count, pools, colour = d.integer(1, 4), d.integer(1, 3), d.choice(("white", "red", "brown"))
     for i, spot in enumerate(d.sample([*s.grid(2, 1, 84, 0, v=-62), *s.grid(2, 1, 84, 0, v=62)], count)):
         draw.building(c, spot, s.axis, 66 - 4 * (i % 2), 30, colour, 9)
-    c.paint(c.box(s.origin, s.axis, 154, 52), (206, 196, 176), grain=5, pattern=c.stripes(s.axis, 6) * 3)
+    c.paint(
+        c.box(s.origin, s.axis, 154, 52),
+        (206, 196, 176),
+        c.new("pavement"),
+        grain=5,
+        pattern=c.stripes(s.axis, 6) * 3,
+    )
     for spot in d.sample(s.grid(3, 1, 46, 0), pools):
         draw.pool(c, spot, s.heading(), d.between(26, 32), d.between(17, 23))
     for spot in s.grid(8, 2, 20, 45):
@@ -262,11 +269,10 @@ def square(s: Story) -> None:
     colour, round_ = d.choice(("red", "gray", "yellow")), d.chance(50)
     tone = {"red": (176, 112, 92), "gray": (176, 174, 170), "yellow": (216, 196, 142)}[colour]
     rim, owner = draw.lighter(tone, 36), c.new("square")
-    for share, shade in ((1.0, rim), (0.94, tone), (0.6, rim), (0.56, tone)):
-        outline = (
-            c.disc(s.origin, 66 * share) if round_ else c.box(s.origin, s.axis, 124 * share, 112 * share)
-        )
-        c.paint(outline, shade, owner, grain=5, pattern=c.stripes(s.axis, 5) * 4)
+    for share, paving in ((1.0, rim), (0.94, tone), (0.6, rim), (0.56, tone)):
+        long, wide = 124 * share, 112 * share
+        outline = c.disc(s.origin, long / 2) if round_ else c.box(s.origin, s.axis, long, wide)
+        c.paint(outline, paving, owner, grain=5, pattern=c.stripes(s.axis, 5) * 4)
     lawns = d.choice((0, 4))
     for spot in s.grid(2, 2, 46, 46)[:lawns]:
         draw.lawn(c, c.disc(spot, 15))
@@ -279,9 +285,7 @@ def square(s: Story) -> None:
         draw.building(c, s.origin, s.axis, 34, 26, shade, 8)
         s.say("other", "building", 1, shade)
     else:
-        c.shadow(c.box(s.origin, s.axis, 9, 9), 22)
-        c.paint(c.box(s.origin, s.axis, 13, 13), (150, 146, 140), c.new("monument"))
-        c.paint(c.box(s.origin, s.axis, 7, 7), (222, 218, 208), c.kinds.index("monument"))
+        draw.monument(c, s.origin, s.axis)
         s.say("other", "monument", 1, shape="tall")
     s.say("main", "square", 1, colour, "round" if round_ else "rectangular")
     s.road(86, 12, cars=3)
