@@ -1,7 +1,8 @@
-"""Synthetic scenes: aerial pictures with captions, boxes and masks that are known to be true, from a seed alone.
+"""Synthetic scenes: aerial pictures with captions, boxes and masks that are true, from a seed alone.
 
-A scene depends on (seed, index, size) and on nothing else, and is the same on every machine. The layout and the
-captions depend on (seed, index) only: the same scene can be had at another resolution.
+A scene depends on (seed, index, size) and on nothing else, and is the same on every machine. Layout
+and wording depend on (seed, index) only: the same scene can be had at another resolution (where a relation is on
+the edge between two words, rounding to pixels may turn it).
 
 `write_dataset` writes them as RSICD's files are laid out, with the truth beside them:
 
@@ -25,51 +26,60 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.drawing import DIRECTIONS, UNITS, Canvas, Dice
 from data.errors import UserError
-from data.scene_captions import TEMPLATES, Group, tell
-from data.scene_types import SCENES, Story
+from data.scenery import country, town
+from data.scenery.canvas import DIRECTIONS, UNITS, Canvas, Dice, Point
+from data.scenery.captions import Group, tell
+from data.scenery.classes import CLASSES, MIN_SIDE, NOUNS, THINGS
+from data.scenery.story import Story
+from data.scenery.templates import TEMPLATES
 
 VERSION = 1
-SCENE_TYPES: tuple[str, ...] = tuple(SCENES)
-# class of a thing or of ground -> the words of captions that name it
-NOUNS: dict[str, tuple[str, ...]] = {
-    "background": (),
-    "tree": ("tree", "trees", "forest", "woods"),
-    "grass": ("grass", "meadow", "lawn"),
-    "water": ("water", "river", "sea", "ocean", "lake"),
-    "road": ("road", "roads"),
-    "railway": ("railway", "railways", "tracks"),
-    "plane": ("plane", "planes"),
-    "runway": ("runway", "runways"),
-    "terminal": ("terminal",),
-    "storage tank": ("tank", "tanks"),
-    "pond": ("pond", "ponds"),
-    "house": ("house", "houses"),
-    "building": ("building", "buildings"),
-    "car": ("car", "cars"),
-    "boat": ("boat", "boats"),
-    "football field": ("football",),
-    "running track": ("track",),
-    "court": ("court", "courts"),
-    "baseball field": ("baseball",),
-    "pool": ("pool", "pools"),
-    "train": ("train", "trains"),
-    "umbrella": ("umbrella", "umbrellas"),
+SCENES: dict[str, Callable[[Story], None]] = {
+    "airport": town.airport,
+    "baseballfield": town.baseballfield,
+    "beach": country.beach,
+    "bridge": town.bridge,
+    "commercial": town.commercial,
+    "denseresidential": town.denseresidential,
+    "desert": country.desert,
+    "farmland": country.farmland,
+    "forest": country.forest,
+    "industrial": town.industrial,
+    "meadow": country.meadow,
+    "mediumresidential": town.mediumresidential,
+    "mountain": country.mountain,
+    "parking": town.parking,
+    "playground": town.playground,
+    "pond": country.pond,
+    "port": town.port,
+    "railwaystation": town.railwaystation,
+    "resort": town.resort,
+    "river": country.river,
+    "sparseresidential": town.sparseresidential,
+    "square": town.square,
+    "stadium": town.stadium,
+    "storagetanks": town.storagetanks,
+    "viaduct": town.viaduct,
 }
-CLASSES: tuple[str, ...] = tuple(NOUNS)
-# ground and plants fill areas and are not counted: they stand in the mask but have no boxes
-STUFF = frozenset({"background", "tree", "grass", "water", "road", "railway"})
+SCENE_TYPES: tuple[str, ...] = tuple(SCENES)
 
 
 @dataclass(frozen=True)
 class Scene:
     """One scene and all that is true of it.
 
-    `image` uint8 [H, W, 3]; `captions` five sentences; `boxes` float32 [n, 4], x1 y1 x2 y2 in pixels (the right and
-    lower edges lie behind the last pixel), tight about what is visible; `labels` int64 [n] into CLASSES; `mask` uint8
-    [H, W], the index into CLASSES of each pixel; `nouns` class -> words of these captions that name it;
-    `groups` role -> what the captions speak of; `relation` key of RELATIONS, from group `main` to group `other`.
+    Attributes:
+        image: uint8 [H, W, 3].
+        scene_type: one of SCENE_TYPES.
+        captions: five sentences, some of them the same.
+        boxes: float32 [n, 4], x1 y1 x2 y2 in pixels, tight about what is seen of each thing; the right and lower
+            edges lie behind the last pixel.
+        labels: int64 [n], index into CLASSES of each box.
+        mask: uint8 [H, W], index into CLASSES of each pixel.
+        nouns: class -> words of these captions that name it, for classes that the mask holds.
+        groups: role -> what the captions speak of.
+        relation: key of `RELATIONS`, how group `main` lies to group `other`.
     """
 
     image: np.ndarray
@@ -103,29 +113,34 @@ class Truth:
 def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
     """Make scene `index` of the series `seed` as a picture of size x size pixels.
 
-    The type is SCENE_TYPES[index % len(SCENE_TYPES)], so that any run of indices holds all types equally often.
+    The type is SCENE_TYPES[index % len(SCENE_TYPES)]: any run of indices holds all types equally often.
     Raises ValueError for a negative seed or index, or a size below 32.
     """
     if seed < 0 or index < 0 or size < 32:
         raise ValueError(f"seed and index must be >= 0 and size >= 32, got {seed}, {index}, {size}")
     scene_type = SCENE_TYPES[index % len(SCENE_TYPES)]
-    layout, texture, wording = (Dice((seed, index, stream)) for stream in range(3))
-    canvas = Canvas(size, texture, sun=layout.choice(DIRECTIONS))
-    story = Story(canvas)
-    SCENES[scene_type](canvas, layout, story)
+    layout, texture, film, wording = (Dice((seed, index, stream)) for stream in range(4))
+    canvas = Canvas(size, texture, film, sun=layout.choice(DIRECTIONS))
+    story = Story(canvas, layout)
+    SCENES[scene_type](story)
     image = canvas.finish(
         gain=layout.between(0.8, 1.1),
         haze=layout.between(0.0, 0.16),
         tint=(layout.between(0.96, 1.04), 1.0, layout.between(0.94, 1.06)),
     )
     mask = np.array([CLASSES.index(kind) for kind in canvas.kinds], np.uint8)[canvas.owner]
-    spans = _spans(canvas.owner, len(canvas.kinds))
-    things = [i for i, kind in enumerate(canvas.kinds) if i in spans and kind not in STUFF]
+    spans, centres = _spans(canvas.owner, len(canvas.kinds))
+    least = MIN_SIDE * size / UNITS
+    things = [
+        i
+        for i, (x1, y1, x2, y2) in spans.items()
+        if canvas.kinds[i] in THINGS and min(x2 - x1, y2 - y1) >= least
+    ]
     groups = {
         role: replace(
             group,
             members=tuple(things.index(i) for i in story.owners[role] if i in things),
-            centre=_centre([spans[i] for i in story.owners[role] if i in spans], UNITS / size),
+            centre=_middle([centres[i] for i in story.owners[role] if i in centres], UNITS / size),
         )
         for role, group in story.groups.items()
     }
@@ -148,41 +163,43 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
     )
 
 
-def _spans(owner: np.ndarray, n: int) -> dict[int, tuple[int, int, int, int]]:
-    """Tight box x1 y1 x2 y2 of the pixels of each owner that is seen at all."""
+Span = tuple[int, int, int, int]
+
+
+def _spans(owner: np.ndarray, n: int) -> tuple[dict[int, Span], dict[int, Point]]:
+    """Tight box x1 y1 x2 y2 and centre of gravity of the pixels of each owner that is seen at all."""
     ys, xs = np.nonzero(owner)
     ids = owner[ys, xs]
-    low = np.full((2, n), owner.shape[0])
-    high = np.zeros((2, n), np.int64)
+    low, high, mean = np.full((2, n), owner.shape[0]), np.zeros((2, n), np.int64), np.zeros((2, n))
+    area = np.maximum(np.bincount(ids, minlength=n), 1)
     for axis, values in enumerate((xs, ys)):
         np.minimum.at(low[axis], ids, values)
         np.maximum.at(high[axis], ids, values + 1)
-    return {
-        i: (int(low[0, i]), int(low[1, i]), int(high[0, i]), int(high[1, i]))
-        for i in range(1, n)
-        if high[0, i] > 0
-    }
+        mean[axis] = np.bincount(ids, weights=values, minlength=n) / area + 0.5
+    seen = [i for i in range(1, n) if high[0, i] > 0]
+    spans = {i: (int(low[0, i]), int(low[1, i]), int(high[0, i]), int(high[1, i])) for i in seen}
+    return spans, {i: (float(mean[0, i]), float(mean[1, i])) for i in seen}
 
 
-def _centre(spans: list[tuple[int, int, int, int]], unit: float) -> tuple[float, float]:
-    """The mean of the boxes' centres, in scene units."""
-    n = max(len(spans), 1)
-    return sum(s[0] + s[2] for s in spans) * unit / (2 * n), sum(s[1] + s[3] for s in spans) * unit / (2 * n)
+def _middle(points: list[Point], unit: float) -> Point:
+    """The mean of some points in pixels, in scene units."""
+    n = max(len(points), 1)
+    return sum(x for x, _ in points) * unit / n, sum(y for _, y in points) * unit / n
 
 
 def _relation(main: Group, other: Group) -> str:
-    """Which relation holds: a direction if one axis clearly rules, else beside."""
+    """Which relation holds: a direction if it is clear, else beside."""
     dx, dy = main.centre[0] - other.centre[0], main.centre[1] - other.centre[1]
-    if abs(dx) > 2 * abs(dy):
+    if abs(dx) > max(2 * abs(dy), 20):
         return "left" if dx < 0 else "right"
-    if abs(dy) > 2 * abs(dx):
+    if abs(dy) > max(2 * abs(dx), 20):
         return "above" if dy < 0 else "below"
     return "beside"
 
 
 def _repeat(sentences: list[str], dice: Dice) -> tuple[str, ...]:
-    """RSICD's habit: half of the images have five sentences, the others say one to three of them repeatedly."""
-    kept = 5 if dice.chance(50) else dice.integer(1, 3)
+    """RSICD's habit: half of the images have five sentences, the others repeat one to three of them."""
+    kept = min(5 if dice.chance(50) else dice.integer(1, 3), len(sentences))
     return tuple(sentences[i % kept] for i in range(5))
 
 
@@ -220,30 +237,31 @@ def write_dataset(
 ) -> None:
     """Write a dataset of synthetic scenes into the folder `root`, whole or not at all.
 
-    Train takes the first indices, then val, then test, so that no scene stands in two splits and each split holds all
-    types about equally often. Does nothing where `root` already holds this very dataset.
+    Train takes the first indices, then val, then test, so that no scene stands in two splits and each split
+    holds all types about equally often. Does nothing where `root` already holds this very dataset.
 
     Args:
         root: folder to make; may exist if it is empty.
         n_train, n_val, n_test: scenes a split.
         seed: of the series.
         size: of the pictures, pixels.
-        processes: how many to use; default is one a CPU core. A caller's script must be importable where the platform
-            starts processes afresh (`if __name__ == "__main__":`).
+        processes: how many to use; default is one a CPU core. A caller's script must be importable where the
+            platform starts processes afresh (`if __name__ == "__main__":`).
         progress: called as progress(done, total) after each scene.
 
     Raises:
         UserError: `root` holds something else.
     """
     root = Path(root)
+    if min(n_train, n_val, n_test) < 0:
+        raise ValueError(f"a split cannot have fewer than 0 scenes: {n_train}, {n_val}, {n_test}")
     request = {"version": VERSION, "seed": seed, "train": n_train, "val": n_val, "test": n_test, "size": size}
     if _holds(root, request):
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(
-            f"{root} holds something else: name another folder, or delete this one to make it anew"
-        )
+        raise UserError(f"{root} holds something else: name another folder, or delete this one")
     draft = root.parent / f".{root.name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
     try:
         for folder in ("RSICD_images", "masks"):
             (draft / folder).mkdir(parents=True)
@@ -267,6 +285,8 @@ def write_dataset(
             # another process was faster: that is fine if it wrote the same
             if not _holds(root, request):
                 raise
+    except OSError as error:
+        raise UserError(f"{root} cannot be written ({error}): name another folder or make room") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -291,9 +311,10 @@ Written = tuple[str, tuple[str, ...], dict[str, Any]]
 
 
 def _write_scenes(root: Path, seed: int, n: int, size: int, processes: int | None) -> Iterator[Written]:
-    """Write pictures and masks of scenes 0..n-1 and give each one's file name, captions and truth, in order."""
+    """Write pictures and masks of scenes 0..n-1; give each one's file name, captions and truth, in order."""
     task = partial(_write_scene, root, seed, size)
-    workers = min(processes or os.cpu_count() or 1, n)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(processes or cores, n)
     if workers <= 1:
         yield from map(task, range(n))
         return
@@ -331,9 +352,9 @@ def _karpathy(name: str, index: int, split: str, captions: tuple[str, ...]) -> d
 
 
 def read_truth(root: Path) -> dict[str, Truth]:
-    """Read the boxes, labels and words that `write_dataset` stored, by file name; masks are read when asked for.
+    """Read the truth that `write_dataset` stored, by file name; masks are read when asked for.
 
-    Raises UserError if the folder holds no synthetic scenes, or scenes with other classes than this version's.
+    Raises UserError if the folder holds no synthetic scenes, or such with other classes than this version's.
     """
     path = Path(root) / "truth.json"
     try:

@@ -1,15 +1,17 @@
-"""The canvas on which synthetic scenes are drawn: shapes with soft edges, textures, shadows, ownership of pixels.
+"""The canvas of synthetic scenes: shapes with soft edges, textures, shadows, ownership of pixels.
 
 Every pixel must be the same on every machine. So only operations that IEEE 754 defines exactly stand here
-(+, -, *, /, sqrt, comparisons; one ufunc each, no reductions), angles come from a table of rounded numbers instead
-of `sin` and `cos`, and chance comes from `Generator.integers` and `Generator.bytes` alone.
+(+, -, *, /, sqrt, comparisons; one ufunc each, no reductions), angles come from a table of rounded numbers
+instead of `sin` and `cos`, and chance comes from `Generator.integers` and `Generator.bytes` alone.
 
-Coordinates are scene units: the square is 224 x 224 of them whatever its size in pixels, x to the right, y down.
+Coordinates are scene units: the square is 224 x 224 of them whatever its size in pixels, x to the right,
+y down.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -61,7 +63,7 @@ class Dice:
 
 @dataclass
 class Patch:
-    """A shape on the pixel grid: how much of each pixel it covers, float32 [h, w] in [0, 1], from (top, left) on."""
+    """A shape: how much of each pixel it covers, float32 [h, w] in [0, 1], from pixel (top, left) on."""
 
     top: int
     left: int
@@ -89,22 +91,21 @@ class Canvas:
     """An image in the making, and for each pixel the thing that it shows.
 
     `image` is float32 [H, W, 3] in 0..255, `owner` int32 [H, W] with 0 for background and i for `kinds[i]`.
+    `dice` shapes what is the same at every size, `film` is the noise of single pixels, `sun` points to the light.
     """
 
-    def __init__(self, size: int, dice: Dice, sun: Point):
-        self.size, self.dice, self.sun = size, dice, sun
+    def __init__(self, size: int, dice: Dice, film: Dice, sun: Point):
+        self.size, self.dice, self.film, self.sun = size, dice, film, sun
         self.scale = size / UNITS
         self.image = np.zeros((size, size, 3), np.float32)
         self.owner = np.zeros((size, size), np.int32)
         self.kinds: list[str] = ["background"]
         self.axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(self.scale)
-        self.grain = dice.noise(size, size)
+        self.grain = film.noise(size, size)
         self.clouds = (self.smooth_noise(48) + self.smooth_noise(19) + self.smooth_noise(7)) / np.float32(2)
 
-    # -- chance and ownership ------------------------------------------------------------------------------------
-
     def smooth_noise(self, cell: float) -> np.ndarray:
-        """Value noise float32 [H, W] in [-1, 1]: random numbers `cell` units apart, interpolated in between."""
+        """Value noise float32 [H, W] in [-1, 1]: random numbers `cell` units apart, interpolated."""
         n = int(UNITS / cell) + 2
         lattice = self.dice.noise(n, n)
         position = self.axis / np.float32(cell)
@@ -119,7 +120,23 @@ class Canvas:
         self.kinds.append(kind)
         return len(self.kinds) - 1
 
-    # -- shapes --------------------------------------------------------------------------------------------------
+    def free(self, kinds: Sequence[str], reach: float = 0.0) -> np.ndarray:
+        """Where the canvas shows one of some classes, and only these within `reach` units: bool [H, W]."""
+        free = np.array([kind in kinds for kind in self.kinds])[self.owner]
+        step = math.ceil(reach * self.scale)
+        if step == 0:
+            return free
+        padded = np.pad(free, step, mode="edge")
+        n = self.size
+        for dy in (0, step, 2 * step):
+            for dx in (0, step, 2 * step):
+                free = free & padded[dy : dy + n, dx : dx + n]
+        return free
+
+    def sees(self, where: np.ndarray, at: Point) -> bool:
+        """Whether a point lies on the canvas where a map bool [H, W] is true."""
+        x, y = math.floor(at[0] * self.scale), math.floor(at[1] * self.scale)
+        return 0 <= x < self.size and 0 <= y < self.size and bool(where[y, x])
 
     def _window(self, x0: float, y0: float, x1: float, y1: float) -> tuple[int, int, np.ndarray, np.ndarray]:
         """Pixels that a box in scene units touches: top, left, x [1, w] and y [h, 1] of their centres."""
@@ -190,7 +207,7 @@ class Canvas:
         xs, ys, half = [p[0] for p in points], [p[1] for p in points], width / 2 + rough
         top, left, x, y = self._window(min(xs) - half, min(ys) - half, max(xs) + half, max(ys) + half)
         nearest = np.full((y.shape[0], x.shape[1]), np.float32(1e9))
-        for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+        for (ax, ay), (bx, by) in pairwise(points):
             ex, ey = bx - ax, by - ay
             px, py = x - np.float32(ax), y - np.float32(ay)
             t = (px * np.float32(ex) + py * np.float32(ey)) / np.float32(ex * ex + ey * ey)
@@ -216,8 +233,6 @@ class Canvas:
         phase = (u / np.float32(period) + np.float32(4096)) % np.float32(1)
         return np.float32(4) * np.abs(phase - np.float32(0.5)) - np.float32(1)
 
-    # -- paint ---------------------------------------------------------------------------------------------------
-
     def _visible(self, patch: Patch) -> tuple[slice, slice, np.ndarray]:
         """The part of a patch that lies on the canvas: its rows, its columns, its cover."""
         h, w = patch.cover.shape
@@ -235,9 +250,9 @@ class Canvas:
         clouds: float = 0.0,
         pattern: np.ndarray | None = None,
     ) -> None:
-        """Lay a colour over a shape, textured by fine noise, soft noise and a pattern [H, W] (all in grey levels).
+        """Lay a colour over a shape, textured by fine noise, soft noise and a pattern [H, W] in grey levels.
 
-        With an `owner` (a number from `new`) the pixels that are at least half covered belong to it from now on.
+        With an `owner` (a number from `new`) the pixels that are at least half covered become its own.
         """
         rows, columns, cover = self._visible(patch)
         texture = np.float32(grain) * self.grain[rows, columns]
@@ -263,12 +278,10 @@ class Canvas:
         dx, dy = (math.floor(-height * s * self.scale + 0.5) for s in self.sun)
         self.darken(patch.moved(dx, dy), 0.42)
 
-    def trees(
-        self, ground: np.ndarray, spacing: float, percent: int, colour: Colour, shadow: bool = True
-    ) -> None:
-        """Plant trees about `spacing` units apart on the pixels `ground` (bool [H, W]) in `percent` of the places.
+    def trees(self, ground: np.ndarray, spacing: float, percent: int, colour: Colour) -> None:
+        """Plant trees about `spacing` units apart on the pixels `ground` (bool [H, W]).
 
-        A tree stands in a jittered cell of a lattice; of overlapping crowns the higher is seen.
+        A tree stands in `percent` of the cells of a jittered lattice; of crowns that overlap the higher is seen.
         """
         n = int(UNITS / spacing) + 3
         jitter_x, jitter_y, radius = (self.dice.noise(n, n) for _ in range(3))
@@ -286,28 +299,27 @@ class Canvas:
         cell = (self.axis / np.float32(spacing)).astype(np.int64) + 1
         x, y = self.axis[None, :], self.axis[:, None]
         best = np.full((self.size, self.size), np.float32(-9))
-        light = np.zeros_like(best)
-        sun_x, sun_y = np.float32(self.sun[0]), np.float32(self.sun[1])
+        tallest = np.zeros(best.shape, np.int64)
         for row in (cell - 1, cell, cell + 1):
             for column in (cell - 1, cell, cell + 1):
-                at = np.ix_(row, column)
-                dx, dy, r = x - centre_x[at], y - centre_y[at], radius[at]
-                inside = r - np.sqrt(dx * dx + dy * dy)
+                tree = row[:, None] * n + column[None, :]
+                dx, dy = x - centre_x.take(tree), y - centre_y.take(tree)
+                inside = radius.take(tree) - np.sqrt(dx * dx + dy * dy)
                 higher = inside > best
-                best = np.where(higher, inside, best)
-                light = np.where(
-                    higher, (dx * sun_x + dy * sun_y) * np.float32(26 / spacing) + tint[at], light
-                )
+                np.copyto(best, inside, where=higher)
+                np.copyto(tallest, tree, where=higher)
+        sunward = (x - centre_x.take(tallest)) * np.float32(self.sun[0])
+        sunward = sunward + (y - centre_y.take(tallest)) * np.float32(self.sun[1])
+        relief = np.minimum(best, np.float32(4)) * np.float32(4) + tint.take(tallest)
         crowns = Patch(0, 0, self._cover(best))
-        if shadow:
-            self.shadow(crowns, spacing * 0.35)
-        self.paint(
-            crowns, colour, self.new("tree"), grain=16, pattern=light + np.minimum(best, np.float32(4)) * 4
-        )
+        self.shadow(crowns, spacing * 0.35)
+        relief = relief + sunward * np.float32(26 / spacing)
+        self.paint(crowns, colour, self.new("tree"), grain=16, pattern=relief)
 
     def finish(self, gain: float, haze: float, tint: Colour) -> np.ndarray:
         """Put light and air over the picture and give it as uint8 [H, W, 3]."""
-        light = self.image * np.array([gain * t for t in tint], np.float32)
-        light = light + (np.float32(205) - light) * np.float32(haze)
-        light = light + np.float32(3.5) * self.dice.noise(self.size, self.size)[..., None]
-        return np.clip(np.floor(light + np.float32(0.5)), 0, 255).astype(np.uint8)
+        lit = self.image * np.array([gain * t for t in tint], np.float32)
+        light = lit + (np.float32(205) - lit) * np.float32(haze)
+        noise = np.float32(3.5) * self.film.noise(self.size, self.size)
+        whole = np.floor(light + noise[..., None] + np.float32(0.5))
+        return np.clip(whole, np.float32(0), np.float32(255)).astype(np.uint8)

@@ -1,11 +1,14 @@
 """What stands in synthetic scenes, seen from above: planes, tanks, houses, boats, courts, trees, water.
 
-Each function paints one thing on a canvas, with its shadow, and its pixels belong to a new instance of its class.
+Each function paints one thing with its shadow; its pixels belong to a new instance of its class.
 """
+
+import math
+from itertools import pairwise
 
 import numpy as np
 
-from data.drawing import Canvas, Colour, Patch, Point, along, turned
+from data.scenery.canvas import Canvas, Colour, Patch, Point, along, turned
 
 PAINTS: dict[str, Colour] = {
     "white": (236, 236, 232),
@@ -37,7 +40,7 @@ def lighter(colour: Colour, by: float) -> Colour:
 
 
 def ground(canvas: Canvas, material: str, kind: str | None = None) -> None:
-    """Cover the whole square with a material; with a class it belongs to that class, else to the background."""
+    """Cover the whole square with a material, which belongs to a class or else to the background."""
     owner = canvas.new(kind) if kind else None
     canvas.paint(canvas.everywhere(), GROUNDS[material], owner, grain=7, clouds=14)
 
@@ -57,7 +60,7 @@ def road(canvas: Canvas, points: list[Point], width: float, kind: str = "road", 
     canvas.paint(canvas.path(points, width + 3), lighter(GROUNDS["concrete"], -8), grain=5)
     canvas.paint(canvas.path(points, width), GROUNDS["asphalt"], canvas.new(kind), grain=5, clouds=5)
     if marked:
-        for a, b in zip(points, points[1:], strict=False):
+        for a, b in pairwise(points):
             middle, direction, length = between(a, b)
             canvas.paint(canvas.box(middle, direction, length, 1.0, dash=(6, 6)), (214, 212, 200))
 
@@ -65,7 +68,7 @@ def road(canvas: Canvas, points: list[Point], width: float, kind: str = "road", 
 def between(a: Point, b: Point) -> tuple[Point, Point, float]:
     """Middle, direction and length of the line from a to b."""
     dx, dy = b[0] - a[0], b[1] - a[1]
-    length = float(np.sqrt(dx * dx + dy * dy))
+    length = math.sqrt(dx * dx + dy * dy)
     return ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2), (dx / length, dy / length), length
 
 
@@ -205,8 +208,8 @@ def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour:
     outer = length - field
     for step, width in enumerate((outer, outer * 0.93, outer * 0.92, outer * 0.86, outer * 0.85)):
         canvas.paint(canvas.path(ends, width), PAINTS[colour] if step % 2 == 0 else (222, 206, 200), owner)
-    canvas.paint(canvas.path(ends, outer * 0.78), (86, 132, 70), canvas.new("grass"), grain=6)
-    football_field(canvas, at, axis, length * 0.68)
+    canvas.paint(canvas.path(ends, outer * 0.78), (86, 132, 70), owner, grain=6)
+    football_field(canvas, at, axis, length * 0.48)
 
 
 def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
@@ -291,3 +294,107 @@ def umbrella(canvas: Canvas, at: Point, colour: str) -> None:
     canvas.shadow(outline, 2.5)
     canvas.paint(outline, PAINTS[colour], owner)
     canvas.paint(canvas.disc(at, 1.2), lighter(PAINTS[colour], 40), owner)
+
+
+def bridge(canvas: Canvas, at: Point, axis: Point, length: float, width: float, colour: str) -> None:
+    """A bridge with railings and a dashed middle line, high enough to throw a shadow on the water."""
+    owner, deck = canvas.new("bridge"), canvas.box(at, axis, length, width)
+    canvas.shadow(deck, 7)
+    canvas.paint(deck, PAINTS[colour], owner)
+    canvas.paint(canvas.box(at, axis, length, width - 4), lighter(PAINTS[colour], -34), owner, grain=5)
+    canvas.paint(canvas.box(at, axis, length, 1.0, dash=(6, 6)), (228, 226, 214), owner)
+
+
+def stadium(canvas: Canvas, at: Point, axis: Point, length: float, colour: str, oval: bool) -> None:
+    """A stadium: roofed stands, ribbed like an umbrella, around a football field."""
+    owner = canvas.new("stadium")
+    rings = ((1.0, 14), (0.95, -6), (0.8, -52), (0.76, -30))
+    for share, light in rings:
+        if oval:
+            ring = canvas.oval(at, axis, length * share, length * 0.8 * share)
+        else:
+            inset = length * (1 - share)
+            ring = canvas.box(at, axis, length - inset, length * 0.78 - inset)
+        if share == 1.0:
+            canvas.shadow(ring, 5)
+            canvas.shadow(ring, 10)
+        ribs = canvas.stripes(axis, 8) * np.float32(9) + canvas.stripes(turned(axis), 8) * np.float32(9)
+        canvas.paint(ring, lighter(PAINTS[colour], light), owner, pattern=ribs)
+    football_field(canvas, at, axis, length * 0.56)
+
+
+def containers(canvas: Canvas, at: Point, axis: Point, columns: int, rows: int) -> None:
+    """Stacks of shipping containers in mixed colours."""
+    for i in range(columns):
+        for j in range(rows):
+            spot = along(at, axis, (i - (columns - 1) / 2) * 11, (j - (rows - 1) / 2) * 5.5)
+            stack, paint = (
+                canvas.box(spot, axis, 10, 4.6),
+                canvas.dice.choice(("red", "blue", "orange", "gray", "green")),
+            )
+            canvas.shadow(stack, 2.5)
+            canvas.paint(stack, PAINTS[paint], canvas.new("container"))
+
+
+def mountains(canvas: Canvas, colour: Colour, snow: bool) -> None:
+    """Ridges and valleys lit by the sun over the whole square, the heights white if there is snow."""
+    one, half = np.float32(1), np.float32(0.5)
+    height = one - np.abs(canvas.smooth_noise(64) + half * canvas.smooth_noise(30))
+    height = (
+        height + half * (one - np.abs(canvas.smooth_noise(28))) + np.float32(0.12) * canvas.smooth_noise(9)
+    )
+    steps = np.float32(canvas.scale * 30)
+    slope_x, slope_y = np.zeros_like(height), np.zeros_like(height)
+    slope_x[:, 1:] = (height[:, 1:] - height[:, :-1]) * steps
+    slope_y[1:] = (height[1:] - height[:-1]) * steps
+    sun_x, sun_y = (np.float32(v) for v in canvas.sun)
+    light = np.clip((slope_x * sun_x + slope_y * sun_y) * np.float32(-38), np.float32(-70), np.float32(60))
+    rock = canvas.new("mountain")
+    canvas.paint(canvas.everywhere(), colour, rock, grain=10, clouds=8, pattern=light)
+    if snow:
+        cap = Patch(0, 0, np.clip((height - np.float32(1.12)) * np.float32(14), np.float32(0), one))
+        canvas.paint(cap, (236, 238, 242), canvas.new("snow"), grain=4, pattern=light * half)
+
+
+def overpass(canvas: Canvas, at: Point, axis: Point, width: float) -> None:
+    """A road on pillars across the whole square."""
+    owner, deck = canvas.new("overpass"), canvas.box(at, axis, 460, width)
+    canvas.shadow(deck, 6)
+    canvas.paint(deck, (196, 194, 188), owner)
+    canvas.paint(
+        canvas.box(at, axis, 460, width - 3), lighter(GROUNDS["asphalt"], 16), owner, grain=5, clouds=4
+    )
+    canvas.paint(canvas.box(at, axis, 460, 1.0, dash=(7, 6)), (228, 226, 214), owner)
+
+
+def runway(canvas: Canvas, at: Point, axis: Point, width: float) -> None:
+    """A runway across the whole square with a middle line and touchdown marks."""
+    owner, white = canvas.new("runway"), (228, 228, 222)
+    canvas.paint(canvas.box(at, axis, 460, width), lighter(GROUNDS["asphalt"], -14), owner, grain=5, clouds=6)
+    canvas.paint(canvas.box(at, axis, 460, 1.3, dash=(12, 10)), white, owner)
+    for side in (1, -1):
+        canvas.paint(canvas.box(along(at, axis, 0, side * (width / 2 - 1.4)), axis, 460, 0.9), white, owner)
+        canvas.paint(canvas.box(along(at, axis, -70, side * width * 0.22), axis, 16, 3.4), white, owner)
+
+
+def rock(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
+    """A dark boulder."""
+    owner, outline = canvas.new("rock"), canvas.oval(at, axis, length, length * 0.72, rough=0.2)
+    canvas.shadow(outline, 4)
+    canvas.paint(outline, (92, 80, 72), owner, grain=14, clouds=10)
+    canvas.paint(
+        canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12
+    )
+
+
+def shallows(canvas: Canvas, deep: Patch) -> None:
+    """Make water darker where it is deep."""
+    canvas.darken(deep, 0.16)
+
+
+def monument(canvas: Canvas, at: Point, axis: Point) -> None:
+    """An obelisk on a square base with a long shadow."""
+    owner, pillar = canvas.new("monument"), canvas.box(at, axis, 8, 8)
+    canvas.darken(canvas.path([at, along(at, canvas.sun, -26)], 7), 0.42)
+    canvas.paint(canvas.box(at, axis, 16, 16), (150, 146, 140), owner)
+    canvas.paint(pillar, (226, 222, 212), owner)

@@ -1,9 +1,9 @@
-"""How synthetic scenes are told: groups of things, phrases in the language of the field, templates per scene type."""
+"""How synthetic scenes are told: groups of things, put into phrases, put into sentences."""
 
 import re
 from dataclasses import dataclass
 
-from data.drawing import Dice
+from data.scenery.canvas import Dice
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # a relation that holds between two groups, and the ways to say it
@@ -21,9 +21,9 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 class Group:
     """Things of one class that the captions speak of together.
 
-    `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece of
-    ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes (empty for
-    ground and plants, which have no boxes), `centre` the middle of them all in scene units.
+    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece
+    of ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes
+    (empty for ground and plants, which have no boxes), `centre` is their middle in scene units.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A group as one sentence words it: `{main}`, `{main.the}`, `{main.are}`, `{main.bare}` in a template."""
+    """A group as one sentence words it: `{main}`, `{main.are}`, `{main.bare}` in a template."""
 
     group: Group
     amount: str
@@ -55,12 +55,8 @@ class Phrase:
     def bare(self) -> str:
         """Adjectives and noun."""
         noun = plural_of(self.group.noun) if self.group.plural else self.group.noun
-        return f"{self.adjectives} {noun}".strip()
-
-    @property
-    def the(self) -> str:
-        """The group with the definite article."""
-        return f"the {self.bare}"
+        piece, of, stuff = noun.partition("s of " if self.group.plural else " of ")
+        return f"{piece}{of}{self.adjectives} {stuff}" if of else f"{self.adjectives} {noun}".strip()
 
     @property
     def are(self) -> str:
@@ -69,8 +65,13 @@ class Phrase:
 
     @property
     def s(self) -> str:
-        """The ending of a verb in the third person: `{main}` stand`{main.s}`."""
+        """The ending of a verb: stand`{main.s}`."""
         return "" if self.group.plural else "s"
+
+    @property
+    def es(self) -> str:
+        """The ending of a verb after a hiss: cross`{main.es}`."""
+        return "" if self.group.plural else "es"
 
 
 def plural_of(noun: str) -> str:
@@ -88,7 +89,7 @@ def plural_of(noun: str) -> str:
 
 
 def word(group: Group, dice: Dice) -> Phrase:
-    """Put a group into words: a number or a vaguer word that is as true, and all or some of its adjectives."""
+    """Put a group into words: a number or a vaguer word that is as true, and some of its adjectives."""
     amount = group.amount
     if isinstance(amount, int):
         vague = ["many"] if amount > 7 else ["several"] if amount > 6 else []
@@ -107,7 +108,7 @@ def wanted(template: str) -> set[str]:
     >>> sorted(wanted("{main} {main.are} {rel} {other} ."))
     ['main', 'other']
     """
-    return set(re.findall(r"{(\w+)", template)) - {"rel", "inverse", "near", "around"}
+    return set(re.findall(r"{(\w+)", template)) - {"rel", "inverse", "near"}
 
 
 def tell(templates: tuple[str, ...], groups: dict[str, Group], relation: str, dice: Dice) -> list[str]:
@@ -117,34 +118,15 @@ def tell(templates: tuple[str, ...], groups: dict[str, Group], relation: str, di
     """
     fitting = [t for t in templates if wanted(t) <= groups.keys()]
     sentences: list[str] = []
-    while len(sentences) < 5:
-        for template in dice.sample(fitting, min(5 - len(sentences), len(fitting))):
-            slots: dict[str, object] = {role: word(group, dice) for role, group in groups.items()}
-            slots["rel"] = dice.choice(RELATIONS[relation])
-            slots["inverse"] = dice.choice(RELATIONS[OPPOSITE[relation]])
-            slots["near"] = dice.choice(RELATIONS["beside"])
-            slots["around"] = dice.choice(("around", "surrounding"))
-            sentence = re.sub(r"\ba (?=[aeio])", "an ", " ".join(template.format(**slots).split()))
+    for attempt in range(20):
+        if attempt % len(fitting) == 0:
+            order = dice.sample(fitting, len(fitting))
+        slots: dict[str, object] = {role: word(group, dice) for role, group in groups.items()}
+        slots["rel"], slots["inverse"], slots["near"] = (
+            dice.choice(RELATIONS[name]) for name in (relation, OPPOSITE[relation], "beside")
+        )
+        sentence = " ".join(order[attempt % len(fitting)].format(**slots).split())
+        sentence = re.sub(r"\ba (?=[aeio])", "an ", sentence)
+        if sentence not in sentences:
             sentences.append(sentence)
-    return sentences
-
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "airport": (
-        "{main} {main.are} {rel} {other} .",
-        "{main} {main.are} parked {near} {other} in an airport .",
-        "there {main.are} {main} in the airport with {runway} .",
-        "{other} {other.are} {inverse} {main} .",
-        "{main} {main.are} parked on the apron of an airport with {runway} and {other} .",
-        "we can see {main} and {runway} in this airport .",
-    ),
-    "storagetanks": (
-        "{main} {main.are} {rel} {other} .",
-        "{main} stand{main.s} {near} {other} .",
-        "there {main.are} {main} on the bare ground {rel} {other} .",
-        "{other} {other.are} {inverse} {main} .",
-        "{main} {main.are} in a factory with {other} {near} {main.the} .",
-        "we can see {main} standing together {near} {other} .",
-        "{main} and {other} {main.are} surrounded by {trees} .",
-    ),
-}
+    return sentences[:5]
