@@ -19,6 +19,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from image_losses import CASES as IMAGE_CASES
+
 from loss import LOSS_REGISTRY
 
 LIMIT = 1.2  # ours may take this much longer than the plain formulation
@@ -327,6 +329,13 @@ def triplet_loss__semihard() -> Pair:
         return F.relu(1 - gap)[chosen].mean()
 
     return mining_pair("semihard", 128, plain)
+
+
+def entered(make: Callable[[], tuple]) -> Callable[[], Pair]:
+    return lambda: Pair(*make())
+
+
+CASES |= {name: entered(make) for name, make in IMAGE_CASES.items()}
 
 
 def seconds(formulation: Callable[[], Tensor], leaves: list[Tensor]) -> float:

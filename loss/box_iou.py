@@ -1,7 +1,7 @@
 """Box regression by overlap: IoU, GIoU, DIoU and CIoU of paired boxes."""
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,11 @@ class BoxIoULoss(nn.Module):
 
     def __init__(
         self,
-        kind: Literal["iou", "giou", "diou", "ciou"] = "iou",
+        kind: str = "iou",
         squared: bool = False,
-        box_format: Literal["xyxy", "xywh", "cxcywh"] = "xyxy",
+        box_format: str = "xyxy",
         eps: float = 1e-7,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        reduction: str = "mean",
     ) -> None:
         super().__init__()
         check_choice("kind", kind, KINDS)

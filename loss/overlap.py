@@ -1,7 +1,7 @@
 """Region overlap for segmentation: Dice and IoU (Jaccard) of soft masks."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ class _OverlapLoss(nn.Module):
 
     def __init__(
         self,
-        mode: Literal["binary", "multiclass", "multilabel"] = "multiclass",
+        mode: str = "multiclass",
         smooth: float = 0.0,
         eps: float = 1e-7,
         ignore_index: int | None = None,
@@ -114,7 +114,7 @@ class _OverlapLoss(nn.Module):
         classes: Sequence[int] | None = None,
         class_weights: Tensor | Sequence[float] | None = None,
         per_image: bool = False,
-        empty: Literal["zero", "smooth"] = "zero",
+        empty: str = "zero",
     ) -> None:
         super().__init__()
         check_choice("mode", mode, MODES)

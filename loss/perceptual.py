@@ -4,7 +4,7 @@ import importlib.util
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torchvision.models import VGG16_Weights, vgg16
 from loss.common import check_choice, reduce, sum_terms, upcast
 
 CRITERIA = ("l1", "mse", "lpips")
-Extractor = Callable[[Tensor], Sequence[Tensor]]
+Extractor = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -114,11 +114,10 @@ class VGG16Features(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the five maps."""
         x, maps = (image - self.shift) / self.scale, []
-        for number, layer in enumerate(self.features):
+        for number, layer in enumerate(self.features[: self.TAPS[-1] + 1]):
             x = layer(x)
             if number in self.TAPS:
-                # The next layers work in place on their input's activations.
-                maps.append(x.clone())
+                maps.append(x)
         return maps
 
 
@@ -198,7 +197,7 @@ class PerceptualLoss(nn.Module):
         self,
         feature_extractor: Extractor | None = None,
         layer_weights: Sequence[float] | None = None,
-        criterion: Literal["l1", "mse", "lpips"] = "l1",
+        criterion: str = "l1",
         style_weight: float = 0.0,
         lin_weights: Sequence[Tensor] | None = None,
         normalize: bool = False,
@@ -226,10 +225,8 @@ class PerceptualLoss(nn.Module):
     def extract(self, image: Tensor) -> list[Tensor]:
         """Return the extractor's maps of an image, in float32 at least."""
         image = upcast(image)
-        return [
-            upcast(features)
-            for features in self.feature_extractor(2 * image - 1 if self.normalize else image)
-        ]
+        maps = self.feature_extractor(2 * image - 1 if self.normalize else image)
+        return [upcast(features) for features in ([maps] if isinstance(maps, Tensor) else maps)]
 
     def forward(
         self, pred: Tensor, target: Tensor, return_terms: bool = False

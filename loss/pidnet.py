@@ -44,11 +44,10 @@ def ohem_cross_entropy(
         valid = target != ignore_index
         labels = torch.where(valid, target, 0)
         prob = logits.softmax(1).gather(1, labels[:, None]).squeeze(1)[valid]
-        if len(prob) == 0:
-            return values.sum()
-        rank = min(max(min_kept, 1), len(prob) - 1) + 1
         hard = torch.zeros_like(valid)
-        hard[valid] = prob < prob.kthvalue(rank).values.clamp(min=thresh)
+        if len(prob):
+            rank = min(max(min_kept, 1), len(prob) - 1) + 1
+            hard[valid] = prob < prob.kthvalue(rank).values.clamp(min=thresh)
     return reduce(values, "mean", hard)
 
 

@@ -1,7 +1,7 @@
 """RetinaNet: anchors matched by IoU, focal classification and L1 box regression."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ class RetinaNetLoss(nn.Module):
         gamma: float = 2.0,
         fg_iou_thresh: float = 0.5,
         bg_iou_thresh: float = 0.4,
-        box_loss: Literal["l1", "smooth_l1"] = "l1",
+        box_loss: str = "l1",
     ) -> None:
         super().__init__()
         check_choice("box_loss", box_loss, tuple(BOX_LOSSES))

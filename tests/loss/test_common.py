@@ -1,12 +1,13 @@
 import pytest
 import torch
+from torch import Tensor
 
 from loss.common import check_labels, divide, find_class_dim, reduce, sum_terms, upcast, zero_with_graph
 
 torch.set_num_threads(1)
 
 
-def test_reduce_is_the_weighted_mean():
+def test_reduce_is_the_weighted_mean() -> None:
     values, weight = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([2, 0, 1])
     assert reduce(values, "mean", weight) == (2 * 1 + 9) / 3
     assert reduce(values, "sum", weight) == 11
@@ -14,7 +15,7 @@ def test_reduce_is_the_weighted_mean():
     assert reduce(values, "mean") == 14 / 3
 
 
-def test_reduce_of_parts_with_the_whole_count_adds_up():
+def test_reduce_of_parts_with_the_whole_count_adds_up() -> None:
     values, weight = torch.rand(6, dtype=torch.float64), torch.tensor([1, 0, 2, 1, 3, 0])
     parts = [reduce(values[i : i + 2], "mean", weight[i : i + 2], weight.sum()) for i in (0, 2, 4)]
     torch.testing.assert_close(sum(parts), reduce(values, "mean", weight))
@@ -22,53 +23,57 @@ def test_reduce_of_parts_with_the_whole_count_adds_up():
 
 @pytest.mark.parametrize("weight", [torch.tensor([True, False]), torch.tensor([1.0, 0.0])])
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
-def test_what_does_not_count_may_be_anything(weight, bad):
+def test_what_does_not_count_may_be_anything(weight: Tensor, bad: float) -> None:
     values = torch.tensor([3.0, bad], requires_grad=True)
     loss = reduce(values, "mean", weight)
     loss.backward()
     assert loss == 3
+    assert values.grad is not None
     assert values.grad.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(3, dtype=torch.bool), torch.zeros(3)])
-def test_nothing_that_counts_is_zero_with_a_graph(weight):
+def test_nothing_that_counts_is_zero_with_a_graph(weight: Tensor) -> None:
     values = torch.ones(3, requires_grad=True)
     loss = reduce(values, "mean", weight)
     loss.backward()
     assert loss == 0
+    assert values.grad is not None
     assert values.grad.tolist() == [0, 0, 0]
 
 
-def test_reduce_of_no_elements():
+def test_reduce_of_no_elements() -> None:
     values = torch.zeros(0, requires_grad=True)
     loss = reduce(values)
     loss.backward()
     assert loss == 0
+    assert values.grad is not None
     assert values.grad.shape == (0,)
 
 
-def test_reduce_refuses_an_unknown_reduction():
+def test_reduce_refuses_an_unknown_reduction() -> None:
     with pytest.raises(ValueError, match="'mean', 'sum', 'none'"):
         reduce(torch.ones(1), "average")
 
 
-def test_divide_works_elementwise_and_by_a_number():
+def test_divide_works_elementwise_and_by_a_number() -> None:
     assert divide(torch.tensor([4.0, 0.0]), torch.tensor([2, 0])).tolist() == [2, 0]
     assert divide(torch.tensor(4.0), 2) == 2
     assert divide(torch.tensor(0.0), 0) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_upcast(dtype):
+def test_upcast(dtype: torch.dtype) -> None:
     assert upcast(torch.ones(1, dtype=dtype)).dtype == torch.float32
     double = torch.ones(1, dtype=torch.float64)
     assert upcast(double) is double
 
 
-def test_zero_with_graph_of_several_tensors():
+def test_zero_with_graph_of_several_tensors() -> None:
     x = torch.full((2, 2), torch.nan, requires_grad=True)
     y = torch.tensor(torch.inf, dtype=torch.float16, requires_grad=True)
     zero_with_graph(x, y).backward()
+    assert x.grad is not None
     assert x.grad.eq(0).all()
     assert y.grad == 0
 
@@ -85,16 +90,18 @@ def test_zero_with_graph_of_several_tensors():
         ((2, 5, 4, 4), (2, 4, 4), (1, -1), 1),
     ],
 )
-def test_find_class_dim(logits, labels, dims, expected):
+def test_find_class_dim(
+    logits: tuple[int, ...], labels: tuple[int, ...], dims: tuple[int, ...], expected: int
+) -> None:
     assert find_class_dim(torch.zeros(logits), torch.zeros(labels), dims) == expected
 
 
-def test_find_class_dim_refuses_what_fits_nowhere():
+def test_find_class_dim_refuses_what_fits_nowhere() -> None:
     with pytest.raises(ValueError, match=r"\(3,\) do not fit logits \(2, 5\)"):
         find_class_dim(torch.zeros(2, 5), torch.zeros(3))
 
 
-def test_check_labels():
+def test_check_labels() -> None:
     check_labels(torch.tensor([0, 2, -100]), 3, -100)
     check_labels(torch.zeros(0, dtype=torch.long), 3)
     for labels in ([3], [-1]):
@@ -102,7 +109,7 @@ def test_check_labels():
             check_labels(torch.tensor(labels), 3, -100)
 
 
-def test_sum_terms_detaches_only_the_terms():
+def test_sum_terms_detaches_only_the_terms() -> None:
     x = torch.ones((), requires_grad=True)
     total, terms = sum_terms({"a": 2 * x, "b": 3 * x}, True)
     total.backward()
