@@ -45,7 +45,7 @@ def load_encoder(name: str, weights: str) -> Encoder:
         state = _from_hub(name, ways)
     else:
         state = read_state_dict(Path(weights))
-    _load_in_order(encoder, state, weights)
+    _fill(encoder, state, weights)
     return encoder
 
 
@@ -99,20 +99,20 @@ def _from_hub(name: str, ways: str) -> dict[str, Tensor]:
         raise UserError(f"weights of {name} could not be had from the hub ({reason}); {ways}") from None
 
 
-def _load_in_order(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
-    """Fill the backbone tensor by tensor: names differ between libraries, the order of the layers does not.
+def _fill(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
+    """Fill the backbone, by the tensors' names where `state` has them, else in the order of the layers.
 
-    A classifier's tensors at the end of `state`, which the backbone does not have, are left over.
+    Libraries name the same layers differently but list them in the same order. What stands behind the last of the
+    backbone's tensors is the classifier that it does not have.
     """
 
-    def tensors(values: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-        return [(key, value) for key, value in values.items() if not key.endswith("num_batches_tracked")]
+    def counted(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value for key, value in values.items() if not key.endswith("num_batches_tracked")}
 
-    own, given = tensors(encoder.backbone.state_dict()), tensors(state)
-    if len(given) < len(own) or any(a.shape != b.shape for (_, a), (_, b) in zip(own, given, strict=False)):
-        raise UserError(
-            f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree"
-        )
+    own, given = counted(encoder.backbone.state_dict()), counted(state)
+    pairs = [(own[k], given[k]) for k in own] if own.keys() <= given.keys() else list(zip(own.values(), given.values()))
+    if len(pairs) < len(own) or any(a.shape != b.shape for a, b in pairs):
+        raise UserError(f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree")
     with torch.no_grad():
-        for (_, a), (_, b) in zip(own, given, strict=False):
+        for a, b in pairs:
             a.copy_(b)

