@@ -5,13 +5,22 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, distance_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from loss.boxes import elementwise_iou
 from loss.common import check_choice, check_reduction, reduce, upcast
 
 KINDS = ("iou", "giou", "diou", "ciou")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+
+
+def check_options(kind: str, squared: bool, box_format: str, reduction: str) -> None:
+    """Raise ValueError for an unknown option, or for ``squared`` with another kind than "iou"."""
+    check_choice("kind", kind, KINDS)
+    check_choice("box_format", box_format, BOX_FORMATS)
+    check_reduction(reduction)
+    if squared and kind != "iou":
+        raise ValueError(f"squared=True belongs to kind='iou', not to {kind!r}")
 
 
 def _aspect_gap(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -37,11 +46,7 @@ def box_iou_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Compute :class:`BoxIoULoss` as a function."""
-    check_choice("kind", kind, KINDS)
-    check_choice("box_format", box_format, BOX_FORMATS)
-    check_reduction(reduction)
-    if squared and kind != "iou":
-        raise ValueError(f"squared=True belongs to kind='iou', not to {kind!r}")
+    check_options(kind, squared, box_format, reduction)
     if pred.shape != target.shape or pred.shape[-1:] != (4,):
         raise ValueError(
             f"boxes must be two tensors [..., 4], not {list(pred.shape)} and {list(target.shape)}"
@@ -49,16 +54,19 @@ def box_iou_loss(
     pred = box_convert(upcast(pred), box_format, "xyxy")
     target = box_convert(upcast(target).to(pred.dtype), box_format, "xyxy")
 
+    if kind == "giou":
+        return reduce(generalized_box_iou_loss(pred, target, reduction="none", eps=eps), reduction)
+    iou = elementwise_iou(pred, target, eps)
     if kind == "iou":
-        loss = 1 - elementwise_iou(pred, target, eps) ** (2 if squared else 1)
-    elif kind == "giou":
-        loss = generalized_box_iou_loss(pred, target, reduction="none", eps=eps)
-    else:
-        loss = distance_box_iou_loss(pred, target, reduction="none", eps=eps)
+        return reduce(1 - iou ** (2 if squared else 1), reduction)
+    # ciou needs diou's IoU, so that torchvision's distance_box_iou_loss would compute it twice
+    hull = torch.max(pred[..., 2:], target[..., 2:]) - torch.min(pred[..., :2], target[..., :2])
+    apart = (pred[..., :2] + pred[..., 2:] - target[..., :2] - target[..., 2:]) / 2
+    loss = 1 - iou + apart.square().sum(-1) / (hull.square().sum(-1) + eps)
     if kind == "ciou":
         v = _aspect_gap(pred, target)
         with torch.no_grad():
-            alpha = v / (1 - elementwise_iou(pred, target, eps) + v + eps)
+            alpha = v / (1 - iou + v + eps)
         loss = loss + alpha * v
     return reduce(loss, reduction)
 
@@ -116,11 +124,7 @@ class BoxIoULoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        check_choice("kind", kind, KINDS)
-        check_choice("box_format", box_format, BOX_FORMATS)
-        check_reduction(reduction)
-        if squared and kind != "iou":
-            raise ValueError(f"squared=True belongs to kind='iou', not to {kind!r}")
+        check_options(kind, squared, box_format, reduction)
         self.kind = kind
         self.squared = squared
         self.box_format = box_format

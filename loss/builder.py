@@ -238,17 +238,21 @@ def unique_names(given: Sequence[str | None], criteria: Sequence[str]) -> list[s
 
 
 def make_loss(criterion: str, entry: Mapping[str, Any], offered: Mapping[str, Any]) -> nn.Module:
-    """Construct the entry's loss, with those of ``offered`` that it takes and the entry does not give."""
+    """Construct the entry's loss, with those of ``offered`` that it takes and the entry does not give.
+
+    An argument whose name the entry needs itself has an underscore there: ``criterion_`` of perceptual_loss.
+    """
     loss = LOSS_REGISTRY[criterion]
-    known = list(inspect.signature(loss).parameters)
+    known = {
+        f"{name}_" if name in FACTORY_KEYS else name: name for name in inspect.signature(loss).parameters
+    }
     given = {key: value for key, value in entry.items() if key not in FACTORY_KEYS}
     unknown = [str(key) for key in given if key not in known]
     if unknown:
         keys = ", ".join([*FACTORY_KEYS, *known])
         raise ValueError(f"{criterion} knows no key {', '.join(map(repr, unknown))}; known: {keys}")
-    return loss(
-        **{key: value for key, value in offered.items() if key in known and value is not None} | given
-    )
+    options = {key: value for key, value in offered.items() if key in known and value is not None} | given
+    return loss(**{known[key]: value for key, value in options.items()})
 
 
 def needs(loss: Any) -> list[str]:

@@ -22,6 +22,11 @@ def check_targets(targets: Tensor, target_lengths: Tensor, num_classes: int, bla
         raise ValueError(f"a target is outside [0, {num_classes})")
 
 
+def mended(gradient: Tensor | None, feasible: Tensor) -> Tensor | None:
+    """Return torch's gradient [T, N, C], with 0 where a loss is inf or a probability 0: it has NaN there."""
+    return gradient if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0) * feasible
+
+
 class CTCLoss(nn.Module):
     """Connectionist temporal classification: the label sequence over all its alignments to the input.
 
@@ -108,10 +113,9 @@ class CTCLoss(nn.Module):
             reduction="none",
             zero_infinity=self.zero_infinity,
         )
-        if log_probs.requires_grad and not self.zero_infinity:
-            # torch's gradient of an infinite loss is NaN
-            infinite = values.detach().isinf()[None, :, None]
-            log_probs.register_hook(lambda gradient: gradient.masked_fill(infinite, 0.0))
+        if log_probs.requires_grad:
+            feasible = values.detach().isfinite()[None, :, None]
+            log_probs.register_hook(lambda gradient: mended(gradient, feasible))
         if self.reduction == "mean":
             values = divide(values, target_lengths.to(values))
         return reduce(values, self.reduction)

@@ -123,8 +123,10 @@ class VGG16Features(nn.Module):
 
 def unit_channels(features: Tensor) -> Tensor:
     """Return features / (their norm over channels + 1e-10); where all channels are 0, 0 with gradient 0."""
-    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return features / (norm + 1e-10).masked_fill(norm == 0, torch.inf)
+    squares = features.square().sum(1, keepdim=True)
+    nothing = squares == 0
+    norm = squares.masked_fill(nothing, 1.0).sqrt() + 1e-10  # the root has an infinite slope at 0
+    return features / norm.masked_fill(nothing, torch.inf)
 
 
 def gram_matrix(features: Tensor) -> Tensor:

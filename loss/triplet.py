@@ -162,6 +162,8 @@ class TripletLoss(nn.Module):
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
             raise ValueError(f"embeddings and labels must be [B, D] and [B], not {shapes}")
+        if len(embeddings) == 0:
+            return embeddings.sum(1), embeddings.sum(1)
         same = labels[:, None] == labels[None, :]  # [B, B]
         if self.mining == "batch_hard":
             # choose without a graph, then compute the chosen distances with one: 2 B of them, not B * B

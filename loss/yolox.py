@@ -53,6 +53,12 @@ def gather_levels(maps: Sequence[Tensor], strides: Sequence[float]) -> Predictio
     )
 
 
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the summed binary cross entropy; an infinite logit is a sure one, not inf - inf."""
+    limits = torch.finfo(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits.clamp(limits.min, limits.max), target, reduction="sum")
+
+
 def yolox_terms(
     maps: Sequence[Tensor],
     targets: Sequence[Mapping[str, Tensor]],
@@ -66,8 +72,7 @@ def yolox_terms(
     boxes = pred.boxes()
     centers = (pred.grid + 0.5) * pred.strides[:, None]
     fg_mask = torch.zeros_like(pred.obj, dtype=torch.bool)
-    # What each foreground anchor is to find: box, label, IoU. It starts with none, for a batch without
-    # images.
+    # What each foreground anchor is to find: box, label, IoU. None at first, for an empty batch.
     wanted = [(boxes.new_zeros(0, 4), fg_mask.new_zeros(0, dtype=torch.int64), boxes.new_zeros(0))]
     for image, target in enumerate(targets):
         gt_boxes, gt_labels = proper_targets(target, pred.cls.shape[2], like=boxes)
@@ -85,8 +90,8 @@ def yolox_terms(
         * box_iou_loss(
             boxes[fg_mask], box_target, squared=True, box_format="cxcywh", eps=1e-16, reduction="sum"
         ),
-        "obj": F.binary_cross_entropy_with_logits(pred.obj, fg_mask.to(boxes), reduction="sum"),
-        "cls": F.binary_cross_entropy_with_logits(pred.cls[fg_mask], cls_target, reduction="sum"),
+        "obj": binary_cross_entropy(pred.obj, fg_mask.to(boxes)),
+        "cls": binary_cross_entropy(pred.cls[fg_mask], cls_target),
         "l1": boxes.new_zeros(()),
     }
     if use_l1:

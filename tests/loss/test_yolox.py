@@ -252,6 +252,18 @@ def test_huge_sizes_have_finite_gradients() -> None:
         assert all(gradient(m).isfinite().all() for m in maps)
 
 
+def test_a_class_that_is_switched_off_by_minus_infinity() -> None:
+    maps, target = scene(1, images=1)
+    target["gt"][0]["labels"].fill_(0)
+    limit = copy.deepcopy([m.detach() for m in maps])
+    for m, sure in zip(maps, limit, strict=True):
+        m.data[:, 6], sure[:, 6] = -math.inf, -1e6
+    loss = YOLOXLoss(1)({"pred": maps}, target)
+    loss.backward()
+    assert loss.item() == pytest.approx(YOLOXLoss(1)({"pred": limit}, target).item(), rel=1e-12)
+    assert all(gradient(m).isfinite().all() for m in maps)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     maps, target = scene(1)
