@@ -104,10 +104,10 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"model.losses: {error}") from None
     if problems := criteria.missing(OUT, TARGET):
         raise UserError(f"model.losses: {'; '.join(problems)}")
-    accelerator = Accelerator(mixed_precision=choose_precision(config.train.precision, best_device()))
+    precision = choose_precision(config.train.precision, best_device())
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     console.quiet = not accelerator.is_main_process
-    set_seed(config.seed)
 
     # Data: annotations, words, and what the decoder will look at.
     with accelerator.main_process_first():
@@ -121,15 +121,14 @@ def main(arguments: argparse.Namespace) -> None:
                     config, dataset, images[split], config.data.augment and split == "train"
                 )
             else:
-                visuals[split] = frozen_features(
-                    config, dataset, images[split], encoder, accelerator.mixed_precision
-                )
+                visuals[split] = frozen_features(config, dataset, images[split], encoder, precision)
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     vocabulary = Vocabulary.build(words, config.data.min_count)
     batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words)
     describe_data(dataset, images, vocabulary, batches)
 
-    # Model, optimizer, and where the run stands.
+    # Model, optimizer, and where the run stands. Seeded here: whether features had to be made changes nothing after.
+    set_seed(config.seed)
     _, channels = encoder.output_shape(config.data.size)
     captioner = build_captioner(config.model, encoder, len(vocabulary), channels).to(accelerator.device)
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
@@ -150,9 +149,7 @@ def main(arguments: argparse.Namespace) -> None:
         len(batches.epoch(0, config.train.batch_size, config.seed, rank, world)) / accumulation
     )
     total = per_epoch * config.train.epochs
-    console.print(
-        f"run folder {run_dir}: {total} steps on {accelerator.device} in {accelerator.mixed_precision}"
-    )
+    console.print(f"run folder {run_dir}: {total} steps on {accelerator.device} in {precision}")
 
     for epoch in range(progress.epoch, config.train.epochs):
         # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all processes.
@@ -181,7 +178,7 @@ def main(arguments: argparse.Namespace) -> None:
             visuals["val"],
             mine,
             config.decoding,
-            accelerator.mixed_precision,
+            precision,
             what="validation",
         )
         said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
@@ -209,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     accelerator.wait_for_everyone()
     if tracker:
-        show_result(run_dir, dataset, images["val"], visuals["val"], accelerator, tracker, progress.step)
+        show_result(run_dir, dataset, images["val"], visuals["val"], precision, tracker, progress.step)
         tracker.finish()
 
 
@@ -262,7 +259,7 @@ def train_step(
             if not torch.isfinite(result.total):
                 values = ", ".join(f"{name} {float(value)}" for name, value in result.terms.items())
                 raise UserError(
-                    f"the loss is not finite ({values}); lower train.lr or set train.precision=no"
+                    f"the loss is not finite ({values}); lower train.lr or set train.precision=fp32"
                 )
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():
@@ -318,36 +315,39 @@ def show_result(
     dataset: CaptionDataset,
     images: Sequence[AnnotatedImage],
     visuals: Visuals,
-    accelerator: Accelerator,
+    precision: str,
     tracker: Tracker,
     step: int,
 ) -> None:
     """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
     best = load_checkpoint(run_dir / "best.safetensors")
-    rows = np.random.default_rng(0).permutation(len(images))[:PICTURED].tolist()
-    captioner = best.captioner.to(accelerator.device)
-    captions = caption_rows(
-        captioner, best.vocabulary, visuals, rows, best.config.decoding, accelerator.mixed_precision
-    )
-    pixels = image_files(best.config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
-    panels = [Panel(image, *beams[0][::2]) for image, beams in zip(pixels, captions, strict=True)]
+    config = best.config
+    count = max(PICTURED, config.tracking.images if tracker.active else 0)
+    rows = np.random.default_rng(0).permutation(len(images))[:count].tolist()
+    captioner = best.captioner.to(best_device())
+    captions = caption_rows(captioner, best.vocabulary, visuals, rows, config.decoding, precision)
+    pixels = image_files(config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
+    panels = [Panel(image, c[0].words, c[0].attention) for image, c in zip(pixels, captions, strict=True)]
     picture = run_dir / "attention.png"
-    attention_figure(picture, panels)
+    attention_figure(picture, panels[:PICTURED])
     if tracker.active:
-        table = [
-            (images[row].filename, dataset.path(images[row]), " ".join(panel.words), images[row].captions[0])
-            for row, panel in zip(rows, panels, strict=True)
-        ]
-        tracker.table(step, ("filename", "image", "caption", "reference"), table)
-        tracker.table(step, ("attention",), [(picture,)])
+        cells = []
+        for row, panel in zip(rows[: config.tracking.images], panels, strict=False):
+            looked = run_dir / "attention" / f"{images[row].imgid}.png"
+            attention_figure(looked, [panel])
+            caption = " ".join(panel.words)
+            cells.append(
+                [images[row].filename, dataset.path(images[row]), caption, images[row].captions[0], looked]
+            )
+        tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
 
-    result = Table(
-        title=f"{dataset.spec.name} val, epoch {best.about['epoch']}, beam {best.config.decoding.beam_size}"
+    scores = best.about["val"]
+    title = (
+        f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
     )
-    for name in best.about["val"]:
-        result.add_column(name, justify="right")
-    result.add_row(*(f"{100 * value:.2f}" for value in best.about["val"].values()))
-    console.print(result)
+    table = Table(*scores, title=title)
+    table.add_row(*(f"{100 * value:.2f}" for value in scores.values()))
+    console.print(table)
     console.print(f"run folder  {run_dir}\npicture     {picture}")
 
 

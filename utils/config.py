@@ -93,7 +93,7 @@ class TrainConfig(Section):
     warmup: Share = 0.1  # share of the steps in which it rises; it then falls along a cosine
     weight_decay: NonNegative = 0.01
     clip: Positive = 1.0  # norm of the gradient
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware multiplies it
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     patience: Count = 5  # epochs without a better CIDEr on val before it stops
     log_every: Count = 20  # steps
 

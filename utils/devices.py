@@ -2,7 +2,7 @@
 
 import torch
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> torch.device:
@@ -13,16 +13,16 @@ def best_device() -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`wanted` ("no", "bf16" or "fp16"), or for "auto" bf16 where the device has it in hardware, else "no"."""
+    """`wanted` ("fp32", "bf16" or "fp16"); for "auto" bf16 where the device has it in hardware, else "fp32"."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "bf16"
-    return "no"
+    return "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocasting to `precision` on `device`; does nothing for "no"."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "no")
+    """Autocasting to `precision` on `device`; does nothing for "fp32"."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

@@ -110,9 +110,15 @@ def _fill(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
         return {key: value for key, value in values.items() if not key.endswith("num_batches_tracked")}
 
     own, given = counted(encoder.backbone.state_dict()), counted(state)
-    pairs = [(own[k], given[k]) for k in own] if own.keys() <= given.keys() else list(zip(own.values(), given.values()))
+    pairs = (
+        [(own[k], given[k]) for k in own]
+        if own.keys() <= given.keys()
+        else list(zip(own.values(), given.values()))
+    )
     if len(pairs) < len(own) or any(a.shape != b.shape for a, b in pairs):
-        raise UserError(f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree")
+        raise UserError(
+            f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree"
+        )
     with torch.no_grad():
         for a, b in pairs:
             a.copy_(b)

@@ -59,7 +59,9 @@ def test_nwpu_with_and_without_category_folders(tmp_path: Path, folder: str, nes
         for i, split in enumerate(("train", "val", "test")):
             filename = f"{category}_{i:03}.jpg"
             Image.new("RGB", (8, 8)).save(where / filename)
-            document[category].append({"filename": filename, "imgid": i, "split": split, "raw": f"{category} {i}"})
+            document[category].append(
+                {"filename": filename, "imgid": i, "split": split, "raw": f"{category} {i}"}
+            )
     (tmp_path / "dataset_nwpu.json").write_text(json.dumps(document))
     dataset = load_dataset("NWPU", tmp_path)
     assert len(dataset.images) == 6
@@ -70,7 +72,8 @@ def test_nwpu_with_and_without_category_folders(tmp_path: Path, folder: str, nes
 def test_published_sizes_raise_no_warning(tmp_path: Path) -> None:
     splits = [s for s, n in zip(("train", "val", "test"), (497, 58, 58), strict=True) for _ in range(n)]
     images = [
-        {"filename": f"{i}.tif", "imgid": i, "split": s, "sentences": [{"raw": "a house"}]} for i, s in enumerate(splits)
+        {"filename": f"{i}.tif", "imgid": i, "split": s, "sentences": [{"raw": "a house"}]}
+        for i, s in enumerate(splits)
     ]
     (tmp_path / "imgs").mkdir()
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))

@@ -49,7 +49,11 @@ def test_the_key_depends_on_all_that_features_depend_on(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         path.write_bytes(b"pixels")
-    keys = {store_key({"encoder": "x"}, paths), store_key({"encoder": "y"}, paths), store_key({"encoder": "x"}, paths[:1])}
+    keys = {
+        store_key({"encoder": "x"}, paths),
+        store_key({"encoder": "y"}, paths),
+        store_key({"encoder": "x"}, paths[:1]),
+    }
     assert store_key({"encoder": "x"}, paths) in keys
     paths[0].write_bytes(b"other pixels")
     keys.add(store_key({"encoder": "x"}, paths))

@@ -6,7 +6,13 @@ import torch
 from models.attention import SoftAttention
 
 
-def naive(attention: SoftAttention, keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor, mask: torch.Tensor):  # type: ignore[no-untyped-def]
+def naive(
+    attention: SoftAttention,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    query: torch.Tensor,
+    mask: torch.Tensor,
+):  # type: ignore[no-untyped-def]
     """Equations 4 to 6 of "Show, Attend and Tell", one number at a time."""
     v = attention.score.weight[0].tolist()
     contexts, weights = [], []
@@ -17,7 +23,9 @@ def naive(attention: SoftAttention, keys: torch.Tensor, values: torch.Tensor, qu
             energy.append(math.exp(e) if mask[p, n] else 0.0)
         a = [e / sum(energy) for e in energy]
         weights.append(a)
-        contexts.append([sum(a[n] * float(values[p, n, d]) for n in range(len(a))) for d in range(values.shape[2])])
+        contexts.append(
+            [sum(a[n] * float(values[p, n, d]) for n in range(len(a))) for d in range(values.shape[2])]
+        )
     return torch.tensor(contexts), torch.tensor(weights)
 
 
@@ -35,7 +43,9 @@ def test_against_a_naive_loop() -> None:
 def test_no_mask_is_a_mask_of_ones() -> None:
     attention = SoftAttention(6)
     arguments = torch.randn(3, 5, 6), torch.randn(3, 5, 4), torch.randn(3, 6)
-    for a, b in zip(attention(*arguments, None), attention(*arguments, torch.ones(3, 5, dtype=torch.bool)), strict=True):
+    for a, b in zip(
+        attention(*arguments, None), attention(*arguments, torch.ones(3, 5, dtype=torch.bool)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 

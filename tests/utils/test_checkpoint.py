@@ -11,11 +11,22 @@ from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.encoder import Encoder
-from utils.checkpoint import Checkpoint, build_captioner, load_checkpoint, load_state, save_checkpoint, save_state
+from utils.checkpoint import (
+    Checkpoint,
+    build_captioner,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
 from utils.config import Config, parse_config
 
 CONFIG: Config = parse_config(
-    {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}, "data": {"size": 64}}, ""
+    {
+        "model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}},
+        "data": {"size": 64},
+    },
+    "",
 )
 VOCABULARY = Vocabulary([*SPECIALS, "a", "plane", "caf\u00e9"])
 

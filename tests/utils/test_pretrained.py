@@ -20,7 +20,9 @@ def test_pip_weights_see_what_they_were_trained_to_see() -> None:
     preprocessing (x - 127) / 128 of the original.
     """
     package, name = PIP_WEIGHTS[LITE]
-    state = torch.load(getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True)
+    state = torch.load(
+        getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True
+    )
     whole = timm.create_model(LITE, pretrained=False)
     given = [v for k, v in state.items() if "num_batches" not in k]
     keys = [k for k in whole.state_dict() if "num_batches" not in k]

@@ -31,10 +31,12 @@ def test_the_log_is_a_line_a_step_and_is_cut_where_a_run_resumes(tmp_path: Path)
 def records(folder: Path) -> list[Any]:
     """All records of the offline run in `folder`, once its writer, another process, has written the last."""
     until = time.monotonic() + 30
-    while not any(r.WhichOneof("record_type") == "exit" for r in (found := records_so_far(folder))):
+    while True:
+        found = records_so_far(folder)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
         assert time.monotonic() < until, "the run's file is never finished"
         time.sleep(0.1)
-    return found
 
 
 def records_so_far(folder: Path) -> list[Any]:

@@ -28,7 +28,9 @@ def test_attention_shows_where_it_lies(tmp_path: Path) -> None:
     assert len(columns)
     middle = columns.mean()
     left, right = upper[:, : int(middle)], upper[:, int(middle) :]
-    assert np.argwhere(left)[:, 0].mean() < np.argwhere(right)[:, 0].mean()  # high in the first panel, low in the second
+    assert (
+        np.argwhere(left)[:, 0].mean() < np.argwhere(right)[:, 0].mean()
+    )  # high in the first panel, low in the second
 
 
 def test_captions_of_any_length_can_be_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,340 @@
+"""The programs as a user runs them: through the command line, on scenes, end to end."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+Program = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = (
+    "data.size=96",
+    "train.batch_size=16",
+    "train.log_every=2",
+    "train.lr=5e-3",
+    "model.decoder.width=64",
+    "decoding.beam_size=2",
+    "train.precision=fp32",
+)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """`program("train.py", "--seed", "1")` runs it as a user would, in an empty folder."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def run(name: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+        environment = {**os.environ, "WANDB_MODE": "", "PYTHONPATH": ""}
+        return subprocess.run(
+            command,
+            cwd=options.get("cwd", folder),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="session")
+def run_dir(program: Program, scenes: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the scenes, read as RSICD."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", folder, "--epochs", "3"]
+    done = program("train.py", *arguments, "model.encoder.name=tf_efficientnet_lite0", *SMALL, cache)
+    assert done.returncode == 0, done.stderr
+    assert "distinct pairs" in done.stdout
+    assert "split sizes differ" in done.stdout
+    assert str(folder / "attention.png") in done.stdout
+    assert "CIDEr" in done.stdout
+    return folder
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_all_that_it_promises(run_dir: Path) -> None:
+    log = lines(run_dir)
+    train, val = [x for x in log if "loss" in x], [x for x in log if "val/CIDEr" in x]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert [x["epoch"] for x in val] == [1, 2, 3]
+    parts = {"train/custum_loss/ce", "train/custum_loss/dsr", "train/custum_loss/avr"}
+    for line in train:
+        assert line["loss"] == pytest.approx(sum(line[part] for part in parts), rel=1e-5)
+    assert Image.open(run_dir / "attention.png").width > 500
+    assert (run_dir / "config.yaml").exists()
+    assert (run_dir / "last" / "state.safetensors").exists()
+
+
+def test_a_folder_with_a_run_is_only_taken_to_go_on(
+    program: Program, scenes: Path, run_dir: Path, cache: str
+) -> None:
+    before = (run_dir / "metrics.jsonl").read_text()
+    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir, "--epochs", "3"]
+    arguments += ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
+    refused = program("train.py", *arguments)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    again = program("train.py", *arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "resuming after epoch 3" in again.stdout
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    scenes: Path, run_dir: Path, cache: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "train.py"), "--dataset", "RSICD", "--data-root", str(scenes)]
+    command += [
+        "--output-dir",
+        str(folder),
+        "--epochs",
+        "3",
+        "--resume",
+        "model.encoder.name=tf_efficientnet_lite0",
+    ]
+    command += [*SMALL, cache]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = folder / "last" / "state.safetensors"
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(lines(folder)) < len(lines(run_dir))
+    subprocess.run(command, check=True, capture_output=True)
+    assert lines(folder) == lines(run_dir)
+    for name in ("best.safetensors", "last/state.safetensors"):
+        assert tensors_equal(folder / name, run_dir / name), name
+
+
+def tensors_equal(one: Path, other: Path) -> bool:
+    import torch
+    from safetensors.torch import load_file
+
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="session")
+def evaluated(
+    program: Program, scenes: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict:
+    output = tmp_path_factory.mktemp("eval") / "result.json"
+    arguments = ["--checkpoint", run_dir / "best.safetensors", "--dataset", "RSICD", "--data-root", scenes]
+    done = program("eval.py", *arguments, "--split", "val", "--output", output)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    for name, value in result["metrics"].items():
+        assert f"{100 * value:.2f}" in done.stdout, name
+    return result
+
+
+def test_eval_gives_what_training_saw(evaluated: dict, run_dir: Path) -> None:
+    best = max((x for x in lines(run_dir) if "val/CIDEr" in x), key=lambda x: x["val/CIDEr"])
+    assert len(evaluated["captions"]) == 17
+    assert evaluated["protocol"]["images"] == 17
+    # training decoded from float16 features of the store, eval from the images: a caption may turn on a last bit
+    for name in ("Bleu_1", "ROUGE_L", "CIDEr"):
+        assert evaluated["metrics"][name] == pytest.approx(best[f"val/{name}"], rel=0.1)
+
+
+def test_eval_scores_a_results_file_as_it_scored_the_captions(
+    evaluated: dict,
+    program: Program,
+    scenes: Path,
+    tmp_path: Path,
+) -> None:
+    results, output = tmp_path / "captions.json", tmp_path / "scored.json"
+    by_name = [{"image_id": row["filename"], "caption": row["caption"]} for row in evaluated["captions"]]
+    results.write_text(json.dumps(by_name))
+    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    done = program("eval.py", "--results", results, *arguments, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text())["metrics"] == evaluated["metrics"]
+
+    for entries, fault in (
+        (by_name[1:], "1 image ids have no caption"),
+        ([*by_name, by_name[0]], "stand twice"),
+        ([*by_name, {"image_id": "nowhere.png", "caption": "a"}], "nowhere.png"),
+        ({"captions": 3}, "expected"),
+    ):
+        results.write_text(json.dumps(entries))
+        done = program("eval.py", "--results", results, *arguments)
+        assert done.returncode == 2
+        assert fault in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = ["--checkpoint", run_dir / "best.safetensors"]
+    names = sorted(p.name for p in (scenes / "RSICD_images").iterdir())[:3]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(scenes / "RSICD_images" / name, folder)
+    printed = program("caption.py", *checkpoint, folder)
+    assert printed.returncode == 0, printed.stderr
+    rows = {}
+    for suffix in ("json", "jsonl", "csv"):
+        done = program("caption.py", *checkpoint, folder, "--output", tmp_path / f"out.{suffix}")
+        assert done.returncode == 0, done.stderr
+        rows[suffix] = (tmp_path / f"out.{suffix}").read_text()
+    expected = json.loads(rows["json"])
+    assert [Path(row["file"]).name for row in expected] == names
+    assert [json.loads(line) for line in rows["jsonl"].splitlines()] == expected
+    assert [row["caption"] for row in csv.DictReader(rows["csv"].splitlines())] == [
+        r["caption"] for r in expected
+    ]
+    for line, row in zip(printed.stdout.splitlines(), expected, strict=True):
+        assert line == f"{row['file']}: {row['caption']}"
+        assert row["caption"]
+
+
+def test_any_image_can_be_captioned(program: Program, run_dir: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (300, 40), dtype=np.uint8)).save(tmp_path / "tall grey.png")
+    Image.new("RGBA", (1, 1), (255, 0, 0, 128)).save(tmp_path / "one pixel.png")
+    Image.new("CMYK", (500, 400)).save(tmp_path / "cmyk.jpg")
+    picture = tmp_path / "looked.png"
+    inputs = sorted(tmp_path.glob("*.png")) + [tmp_path / "cmyk.jpg"]
+    done = program(
+        "caption.py", "--checkpoint", run_dir / "best.safetensors", *inputs, "--attention", picture
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    assert Image.open(picture).width > 300
+
+
+def test_slips_end_with_one_line_and_exit_code_2(
+    program: Program, scenes: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    checkpoint = str(run_dir / "best.safetensors")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    cases = [
+        (["train.py", "train.epoch=3"], "unknown key train.epoch"),
+        (["train.py", "--dataset", "RSICD"], "--data-root"),
+        (["train.py", "--dataset", "RSICD", "--data-root", str(tmp_path)], "RSICD_optimal"),
+        (["train.py", "model.losses=[{criterion: hinge}]"], "unknown criterion 'hinge'"),
+        (["train.py", "model.losses=[{criterion: yolox_loss}]"], "yolox_loss needs"),
+        (["eval.py", "--checkpoint", checkpoint, "--data-root", str(tmp_path)], "dataset_rsicd.json"),
+        (["eval.py", "--checkpoint", str(tmp_path / "broken.png")], "not a safetensors checkpoint"),
+        (["eval.py", "--results", checkpoint], "--dataset"),
+        (["caption.py", "--checkpoint", checkpoint, str(tmp_path / "broken.png")], "broken.png"),
+        (["caption.py", "--checkpoint", checkpoint, str(tmp_path / "missing.png")], "no such file"),
+        (["caption.py", "--checkpoint", checkpoint, str(tmp_path), "--output", "x.txt"], "suffix"),
+    ]
+    for arguments, fault in cases:
+        done = program(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert fault in done.stderr, (arguments, done.stderr)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "x.txt").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_every_term(
+    program: Program, scenes: Path, cache: str, tmp_path: Path
+) -> None:
+    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", tmp_path / "run"]
+    arguments += [
+        "model.encoder.name=tf_efficientnet_lite0",
+        *SMALL,
+        cache,
+        "train.lr=1e30",
+        "train.warmup=0",
+    ]
+    done = program("train.py", *arguments)
+    assert done.returncode == 2
+    assert "not finite" in done.stderr
+    for term in ("custum_loss/ce", "custum_loss/dsr", "custum_loss/avr"):
+        assert term in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_default_makes_its_own_scenes_and_tracks_offline(
+    program: Program, cache: str, tmp_path: Path
+) -> None:
+    scenes = [
+        "synthetic.train=40",
+        "synthetic.val=8",
+        "synthetic.test=8",
+        "synthetic.size=64",
+        "data.size=64",
+    ]
+    small = [x for x in SMALL if "size=96" not in x]
+    arguments = [*scenes, *small, cache, "--epochs", "1", "tracking.mode=offline", "tracking.images=2"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        done = program("train.py", *arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    runs = [next((folder / "runs").glob("synthetic-*")) for folder in (first, second)]
+    assert lines(runs[0]) == lines(runs[1])  # the same command, the same numbers
+    assert list(runs[0].rglob("*.wandb"))
+    assert len(list((runs[0] / "attention").glob("*.png"))) == 2
+
+
+def test_the_encoder_can_be_trained(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    done = program(
+        "train.py",
+        *arguments,
+        "model.encoder.trainable=true",
+        "model.encoder.lr=1e-3",
+        "train.accumulation=2",
+    )
+    assert done.returncode == 0, done.stderr
+    from safetensors.torch import load_file
+
+    from utils.pretrained import load_encoder
+
+    pretrained = load_encoder("tf_efficientnet_lite0", "pip").state_dict()
+    trained = load_file(tmp_path / "run" / "best.safetensors")
+    changed = [k for k, v in pretrained.items() if (trained[f"encoder.{k}"] != v).any()]
+    assert any("conv_stem" in k for k in changed)
+    assert not any("running" in k for k in changed)  # BatchNorm's statistics stay
+
+
+def test_blank_images_are_seen_as_blank(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    done = program("train.py", *arguments, "data.blank_images=true", "data.limit=20")
+    assert done.returncode == 0, done.stderr
+    assert "20 train and 17 val images" in done.stdout
+    output = tmp_path / "out.json"
+    done = program(
+        "eval.py",
+        "--checkpoint",
+        tmp_path / "run" / "best.safetensors",
+        "--data-root",
+        scenes,
+        "--output",
+        output,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len({row["caption"] for row in json.loads(output.read_text())["captions"]}) == 1
+
+
+def test_help_answers_without_importing_torch() -> None:
+    for name in ("train.py", "eval.py", "caption.py"):
+        command = [sys.executable, "-X", "importtime", str(ROOT / name), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "usage" in done.stdout
+        assert "argparse" in done.stderr and "| torch" not in done.stderr
