@@ -86,7 +86,7 @@ def test_when_java_dies_the_reason_is_told_and_the_next_call_starts_anew(
 ) -> None:
     process = MeteorProcess()
     monkeypatch.setattr(metrics, "_process", process)
-    # While Java still loads its tables, and with more to read than a pipe holds: the writer, too, must notice.
+    # While Java still loads, and with more to read than a pipe holds: the writer, too, must notice.
     threading.Timer(0.2, process._process.kill).start()
     images = range(5000)
     scores = metrics.score_captions(dict.fromkeys(images, "a road"), {image: ["b"] for image in images})
