@@ -47,7 +47,10 @@ _SUFFIX = (
 _PATH = r"(?:/[^ \n\"<>|()]+[^ \n\"<>|.!?(){},-])?"
 
 # Numerals that are no digits: Python counts them among the letters of `\w`.
-_NUMERALS = r"²³¹¼-¾\u2070\u2074-\u2079\u2080-\u2089\u2150-\u2182\u2185-\u218b\u2460-\u24ff\u2776-\u2793\u3007\u3021-\u3029\u3038-\u303a"
+_NUMERALS = (
+    r"²³¹¼-¾\u2070\u2074-\u2079\u2080-\u2089\u2150-\u2182\u2185-\u218b\u2460-\u24ff\u2776-\u2793"
+    r"\u3007\u3021-\u3029\u3038-\u303a"
+)
 # Combining marks and modifiers, parts of a word, of the scripts that a caption is likely to hold.
 _MARKS = (
     r"\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0375\u0384\u0385\u03f6\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2"

@@ -91,7 +91,11 @@ class MeteorProcess:
             for hypothesis, group in zip(hypotheses, references, strict=True)
         ]
         threading.Thread(target=self._say, args=("".join(lines).encode(),), daemon=True).start()
-        counts = np.array([self._hear().split() for _ in lines], np.float64).reshape(len(lines), 23)
+        try:
+            counts = np.array([self._hear().split() for _ in lines], np.float64).reshape(len(lines), 23)
+        except BaseException:
+            self.close()  # answers left unread would be taken for the next request's
+            raise
         # The jar's own sums leave out the chunk of a caption that equals its reference, which has no penalty.
         counts[(counts[:, 20] == 1) & (counts[:, 21:23] == counts[:, 0:2]).all(axis=1), 20] = 0
         return counts
@@ -114,7 +118,6 @@ class MeteorProcess:
         try:
             answer = self._answers.get(timeout=PATIENCE_S)
         except queue.Empty:
-            self.close()
             raise Unavailable(
                 f"METEOR's Java process was silent for {PATIENCE_S:.0f} s; run it again"
             ) from None

@@ -88,7 +88,7 @@ def paired_test(baseline: Scores, scores: Scores, n: int = 1000, seed: int = 0) 
     comparisons = {}
     for name, (difference,) in observed.items():
         # A shuffle that differs by rounding alone is as large.
-        as_large = np.count_nonzero(np.abs(shuffled[name]) >= abs(difference) - 1e-12)
+        as_large = int(np.count_nonzero(np.abs(shuffled[name]) >= abs(difference) - 1e-12))
         comparisons[name] = Comparison(
             float(difference), *_interval(resampled[name]), p=(as_large + 1) / (n + 1)
         )

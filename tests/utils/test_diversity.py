@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.diversity import diversity, self_cider
+
+
+def test_counts_by_hand() -> None:
+    found = diversity(["A red roof.", "a red car", "a red roof", ""], train=["a red roof .", "a blue car"])
+    assert found == pytest.approx(
+        {
+            "distinct_1": 4 / 9,  # a, red, roof, car
+            "distinct_2": 3 / 6,  # a red, red roof, red car
+            "unique": 3 / 4,
+            "seen_in_train": 2 / 4,
+            "vocabulary": 4,
+            "vocabulary_of_train": 4 / 5,
+            "length": 9 / 4,
+            "length_std": np.std([3, 3, 3, 0]),
+        }
+    )
+
+
+def test_one_caption_for_every_image() -> None:
+    found = diversity(["there is a road"] * 100, train=[])
+    assert found["distinct_1"] == 4 / 400 and found["distinct_2"] == 3 / 300 and found["unique"] == 0.01
+    assert found["seen_in_train"] == 0
+    assert np.isnan(found["vocabulary_of_train"])
+
+
+def test_no_captions() -> None:
+    assert np.isnan(diversity([], [])["distinct_1"])
+
+
+REFERENCES = [["a red roof"], ["a river near trees"], ["two planes on the ground"], ["many cars"]]
+
+
+def test_self_cider_limits() -> None:
+    alike, apart, between = self_cider(
+        [
+            ["two planes on the ground"] * 4,
+            ["two planes on the ground", "a river near trees", "many cars"],
+            ["a river near trees", "a river near cars"],
+        ],
+        REFERENCES,
+    )
+    # A square root doubles the eigenvalues' rounding (1e-16) to 1e-8.
+    assert alike == pytest.approx(0, abs=1e-6)
+    # Three captions without a word in common, but of two kinds: "many cars" has no 3- and 4-grams.
+    roots = np.sqrt([1, 1, 0.5])
+    assert apart == pytest.approx(-np.log(1 / roots.sum()) / np.log(3), abs=1e-6)
+    assert 0 < between < 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "red", "roof", "river", "x"]), max_size=6).map(" ".join),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_self_cider_is_a_share_and_knows_no_order(captions: list[str]) -> None:
+    (spread,) = self_cider([captions], REFERENCES)
+    assert -1e-9 <= spread <= 1 + 1e-9
+    assert self_cider([captions[::-1]], REFERENCES)[0] == pytest.approx(spread, abs=1e-6)
+
+
+def test_self_cider_compares_at_least_two() -> None:
+    with pytest.raises(ValueError, match=r"images \[1\]"):
+        self_cider([["a", "b"], ["a"]], REFERENCES)
