@@ -2,7 +2,8 @@
 
 For every loss of the registry, forward and backward on the same input, the two alternating in one process;
 the times are the least of the rounds, which other work on the machine disturbs least. Before it is timed, a
-pair's values are compared. Sizes are those of real use. --rounds and --threads say how long and how wide.
+pair's values are compared. Sizes are those of real use. --rounds and --threads say how long and how wide:
+one thread by default, so that the ratio is of the work and not of what else runs on the cores.
 """
 
 import argparse
@@ -359,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time every loss against its plain formulation.")
     parser.add_argument("names", nargs="*", help="criteria or cases; all if none is given")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     untimed = sorted(set(LOSS_REGISTRY) - {name.split("__")[0] for name in CASES})
