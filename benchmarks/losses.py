@@ -1,8 +1,9 @@
 """Ours against the straightforward torch or torchvision formulation: python benchmarks/losses.py [NAME ...].
 
-For every loss of the registry, forward and backward on the same input, the two alternating in one process;
-the times are the least of the rounds, which other work on the machine disturbs least. Before it is timed, a
-pair's values are compared. Sizes are those of real use. --rounds and --threads say how long and how wide.
+For every loss of the registry, forward and backward on the same input, the two alternating in one process.
+The times are processor time, the least of the rounds, so that what else runs on the machine disturbs them
+little. Before it is timed, a pair's values are compared. Sizes are those of real use. --rounds and --threads
+say how long and how wide.
 """
 
 import argparse
@@ -341,9 +342,9 @@ CASES |= {name: entered(make) for name, make in IMAGE_CASES.items()}
 def seconds(formulation: Callable[[], Tensor], leaves: list[Tensor]) -> float:
     for tensor in leaves:
         tensor.grad = None
-    start = time.perf_counter()
+    start = time.process_time()
     formulation().backward()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(pair: Pair, rounds: int) -> tuple[float, float]:
@@ -359,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time every loss against its plain formulation.")
     parser.add_argument("names", nargs="*", help="criteria or cases; all if none is given")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     untimed = sorted(set(LOSS_REGISTRY) - {name.split("__")[0] for name in CASES})

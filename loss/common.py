@@ -34,6 +34,12 @@ def check_reduction(reduction: str, choices: tuple[str, ...] = REDUCTIONS) -> No
     check_choice("reduction", reduction, choices)
 
 
+def check_same_shape(first: Tensor, second: Tensor) -> None:
+    """Raise ValueError unless both have one shape: broadcasting would hide a mistake."""
+    if first.shape != second.shape:
+        raise ValueError(f"the shapes {tuple(first.shape)} and {tuple(second.shape)} differ")
+
+
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
     """Raise IndexError where a label is neither in [0, num_classes) nor ``ignore_index``.
 

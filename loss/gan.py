@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import check_choice, reduce, upcast, zero_with_graph
+from loss.common import check_choice, check_same_shape, reduce, upcast, zero_with_graph
 
 GAN_MODES = ("vanilla", "lsgan", "wgangp", "hinge")
 
@@ -38,9 +38,8 @@ def gradient_penalty(
         ValueError: an unknown mode, shapes that differ.
     """
     check_choice("mode", mode, ("mixed", "real", "fake"))
+    check_same_shape(real, fake)
     real, fake = real.detach(), fake.detach()
-    if real.shape != fake.shape:
-        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} differ in shape")
     if mode == "mixed":
         if alpha is None:
             alpha = torch.rand(real.shape[0], 1, dtype=real.dtype, device=real.device)

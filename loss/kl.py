@@ -1,7 +1,6 @@
 """The Kullback-Leibler family: distillation, VAE, policy, RLHF and alignment losses.
 
-KL(P || Q) = sum_x P(x) log(P(x) / Q(x)). Where P is 0 the summand is 0, whatever Q is (so also for logits of
--inf in both); where Q alone is 0 it is inf, by definition.
+KL(P || Q) = sum_x P(x) log(P(x) / Q(x)): 0 where P is 0, whatever Q is, and inf where Q alone is 0.
 """
 
 from collections.abc import Sequence
@@ -12,24 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from loss.common import check_choice, check_reduction, full_precision, reduce, upcast
+from loss.common import check_choice, check_reduction, check_same_shape, full_precision, reduce, upcast
 
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
 Gaussian = Sequence[Tensor]  # mean and log standard deviation
 
 
-def check_same_shape(first: Tensor, second: Tensor) -> None:
-    """Raise ValueError unless both have one shape: broadcasting would hide a mistake."""
-    if first.shape != second.shape:
-        raise ValueError(f"the shapes {tuple(first.shape)} and {tuple(second.shape)} differ")
-
-
 class CategoricalKL(torch.autograd.Function):
     """P log(P / Q), elementwise, of P = softmax(p_logits) and Q = softmax(q_logits) on the last axis.
 
-    By hand because autograd would meet -inf - -inf and 0 * inf where P is 0, and to hide those from it with
-    masks costs more than the loss itself. The gradients, with G that of the output: to q_logits
-    Q sum(P G) - P G; to p_logits U - P sum(U) with U = (P log(P / Q) + P) G.
+    By hand because autograd would meet -inf - -inf and 0 * inf where P is 0, and masks against it
+    cost more than the loss. The gradients, with G that of the output: to q_logits Q sum(P G) - P G; to
+    p_logits U - P sum(U) with U = (P log(P / Q) + P) G.
     """
 
     @staticmethod
@@ -253,17 +246,16 @@ class PolicyKLLoss(nn.Module):
 
     def forward(self, old: Tensor | Gaussian, new: Tensor | Gaussian) -> Tensor:
         """Return the loss; see the class."""
-        forwards = self.direction == "old_new"
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             check_same_shape(old, new)
-            old, new = upcast(old).detach(), upcast(new)
-            values = categorical_kl(old, new) if forwards else categorical_kl(new, old)
+            pair = upcast(old).detach(), upcast(new)
+            values = categorical_kl(*pair if self.direction == "old_new" else pair[::-1])
         elif isinstance(old, Tensor) or isinstance(new, Tensor) or len(old) != 2 or len(new) != 2:
             raise TypeError("old and new must both be logits or both be pairs (mu, log_std)")
         else:
             check_same_shape(old[0], new[0])
-            old, new = [upcast(x).detach() for x in old], [upcast(x) for x in new]
-            values = gaussian_kl(old, new) if forwards else gaussian_kl(new, old)
+            pairs = [upcast(x).detach() for x in old], [upcast(x) for x in new]
+            values = gaussian_kl(*pairs if self.direction == "old_new" else pairs[::-1])
         return reduce(values.sum(-1), self.reduction)
 
 
@@ -335,11 +327,11 @@ class RLHFKLLoss(nn.Module):
         r = ref - policy
         if mask is not None:  # not by a product afterwards: the r of two -inf is NaN
             r = torch.where(mask if mask.dtype == torch.bool else mask != 0, r, 0.0)
-        values = {"k1": lambda: -r, "k2": lambda: 0.5 * r.square(), "k3": lambda: torch.expm1(r) - r}
-        value = values[self.estimator]()  # 0 where r is
-        if mask is not None and mask.dtype == torch.bool:
-            return self.beta * reduce(value, "mean", divisor=mask.sum())
-        return self.beta * reduce(value, "mean", mask)
+        forms = {"k1": lambda: -r, "k2": lambda: 0.5 * r.square(), "k3": lambda: torch.expm1(r) - r}
+        values = forms[self.estimator]()
+        if mask is not None and mask.dtype == torch.bool:  # what r is masked to already counts as 0
+            return self.beta * reduce(values, "mean", divisor=mask.sum())
+        return self.beta * reduce(values, "mean", mask)
 
 
 class AlignmentKLLoss(nn.Module):

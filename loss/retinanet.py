@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loss.assign import AnchorMatcher
 from loss.boxes import encode_boxes, pairwise_iou, proper_targets
-from loss.common import check_choice, divide, sum_terms, upcast, zero_with_graph
+from loss.common import check_choice, divide, reduce, sum_terms, upcast, zero_with_graph
 from loss.focal import sigmoid_focal_loss
 
 BOX_LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
@@ -39,9 +39,8 @@ def retinanet_terms(
 
         one_hot = torch.zeros_like(logits)
         one_hot[foreground, labels[matched_gt]] = 1
-        counts = matched != matcher.IGNORED
-        focal = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma, reduction="sum", weight=counts)
-        cls_sum = cls_sum + focal / num_foreground
+        focal = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma, reduction="none").sum(1)
+        cls_sum = cls_sum + reduce(focal, "sum", matched != matcher.IGNORED) / num_foreground
 
         deltas = encode_boxes(boxes[matched_gt], image_anchors[foreground])
         distance = BOX_LOSSES[box_loss](bbox_regression[image, foreground], deltas, reduction="sum")

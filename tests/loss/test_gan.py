@@ -157,7 +157,7 @@ def test_bad_input() -> None:
         GANLoss("wgan")
     with pytest.raises(ValueError, match="mode"):
         gradient_penalty(Quadratic(1.0), torch.ones(1, 1), torch.ones(1, 1), "middle")
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(ValueError, match="differ"):
         gradient_penalty(Quadratic(1.0), torch.ones(1, 1), torch.ones(1, 2))
     with pytest.raises(ValueError, match="empty list"):
         GANLoss()([], True)

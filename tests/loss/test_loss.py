@@ -126,10 +126,10 @@ def test_beta_gamma_and_switches(batch: Batch) -> None:
 
 def test_the_switches_belong_to_the_instance_and_not_to_a_module(batch: Batch) -> None:
     plain, full = custum_loss(False, False), custum_loss()
-    before = float(full(*batch, N))
+    before = full(*batch, N).item()
     plain(*batch, N)
-    assert float(full(*batch, N)) == before
-    assert float(plain(*batch, N)) < before
+    assert full(*batch, N).item() == before
+    assert plain(*batch, N).item() < before
 
 
 def test_weight_is_repetition(batch: Batch) -> None:
