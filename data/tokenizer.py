@@ -151,7 +151,7 @@ _RULES = [
     _rule(r"([a-z])\.[ \n]</?[a-z]+>[ \n\xa0]"),
     _rule(r"(<ENDING>\.)(?s:.{0,2})"),
     _rule(r"(<LEADING>\.)"),
-    _rule(r"(<NUMBERED>\.)[ \n\xa0]*\d"),
+    _rule(r"(<NUMBERED>\.)\s?\d"),
     _rule(r"(<PART>(?:[-_]<PART>)*)"),
     _rule(r"([a-z0-9][a-z0-9.,]*(?:-(?:(?:[a-z]\.){2,}|[a-z0-9]+))+)"),
     _rule(r"(<PART>(?:[-_]<PART>)*\.)[,;:]"),
