@@ -1,7 +1,7 @@
 """Synthetic scenes: aerial pictures with captions, boxes and masks that are true, from a seed alone.
 
-A scene depends on (seed, index, size) and on nothing else, and is the same on every machine. Layout
-and wording depend on (seed, index) only: the same scene can be had at another resolution (where a relation is on
+A scene depends on (seed, index, size) and on nothing else, and is the same on every machine. Layout and
+wording depend on (seed, index) only: the same scene can be had at another resolution (where a relation is on
 the edge between two words, rounding to pixels may turn it).
 
 `write_dataset` writes them as RSICD's files are laid out, with the truth beside them:
@@ -30,7 +30,7 @@ from data.errors import UserError
 from data.scenery import country, town
 from data.scenery.canvas import DIRECTIONS, UNITS, Canvas, Dice, Point
 from data.scenery.captions import Group, tell
-from data.scenery.classes import CLASSES, MIN_SIDE, NOUNS, THINGS
+from data.scenery.classes import CLASSES, MIN_SIDE, NOUNS, STUFF, THINGS
 from data.scenery.story import Story
 from data.scenery.templates import TEMPLATES
 
@@ -73,8 +73,8 @@ class Scene:
         image: uint8 [H, W, 3].
         scene_type: one of SCENE_TYPES.
         captions: five sentences, some of them the same.
-        boxes: float32 [n, 4], x1 y1 x2 y2 in pixels, tight about what is seen of each thing; the right and lower
-            edges lie behind the last pixel.
+        boxes: float32 [n, 4], x1 y1 x2 y2 in pixels, tight about what is seen of each thing; the right and
+            lower edges lie behind the last pixel.
         labels: int64 [n], index into CLASSES of each box.
         mask: uint8 [H, W], index into CLASSES of each pixel.
         nouns: class -> words of these captions that name it, for classes that the mask holds.
@@ -128,7 +128,6 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
         haze=layout.between(0.0, 0.16),
         tint=(layout.between(0.96, 1.04), 1.0, layout.between(0.94, 1.06)),
     )
-    mask = np.array([CLASSES.index(kind) for kind in canvas.kinds], np.uint8)[canvas.owner]
     spans, centres = _spans(canvas.owner, len(canvas.kinds))
     least = MIN_SIDE * size / UNITS
     things = [
@@ -136,6 +135,9 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
         for i, (x1, y1, x2, y2) in spans.items()
         if canvas.kinds[i] in THINGS and min(x2 - x1, y2 - y1) >= least
     ]
+    # slivers of things that have no box count as background
+    shown = [k if k in STUFF or i in things else "background" for i, k in enumerate(canvas.kinds)]
+    mask = np.array([CLASSES.index(kind) for kind in shown], np.uint8)[canvas.owner]
     groups = {
         role: replace(
             group,

@@ -91,7 +91,7 @@ class Canvas:
     """An image in the making, and for each pixel the thing that it shows.
 
     `image` is float32 [H, W, 3] in 0..255, `owner` int32 [H, W] with 0 for background and i for `kinds[i]`.
-    `dice` shapes what is the same at every size, `film` is the noise of single pixels, `sun` points to the light.
+    `dice` shapes what is the same at every size, `film` is the pixels' noise, `sun` the way to the light.
     """
 
     def __init__(self, size: int, dice: Dice, film: Dice, sun: Point):
@@ -281,7 +281,7 @@ class Canvas:
     def trees(self, ground: np.ndarray, spacing: float, percent: int, colour: Colour) -> None:
         """Plant trees about `spacing` units apart on the pixels `ground` (bool [H, W]).
 
-        A tree stands in `percent` of the cells of a jittered lattice; of crowns that overlap the higher is seen.
+        A tree stands in `percent` of the cells of a jittered lattice; where crowns overlap the higher shows.
         """
         n = int(UNITS / spacing) + 3
         jitter_x, jitter_y, radius = (self.dice.noise(n, n) for _ in range(3))

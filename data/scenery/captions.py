@@ -21,9 +21,10 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 class Group:
     """Things of one class that the captions speak of together.
 
-    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, or a word for what is not counted ("many", "some", "" for a single piece
-    of ground). `colour` and `shape` are true of each of them. `members` are the rows of the scene's boxes
-    (empty for ground and plants, which have no boxes), `centre` is their middle in scene units.
+    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, or a word
+    for what is not counted ("many", "some", "" for a single piece of ground). `colour` and `shape` are true
+    of each of them. `members` are the rows of the scene's boxes (none for ground and plants, which have no
+    boxes), `centre` is their middle in scene units.
     """
 
     kind: str

@@ -45,7 +45,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "storage tank": ("tank", "tanks"),
     "overpass": ("overpass", "overpasses", "viaduct"),
 }
-# a thing of which less is seen at the border has no box (scene units)
+# a thing of which less is seen, at the border or under a bridge, has no box (scene units)
 MIN_SIDE = 3
 # class -> the words of captions that name it
 NOUNS: dict[str, tuple[str, ...]] = {**STUFF, **THINGS}

@@ -95,7 +95,7 @@ def farmland(s: Story) -> None:
     du, dv = d.between(56, 70), d.between(44, 60)
     for spot in s.grid(8, 8, du, dv):
         c.paint(c.box(spot, s.axis, du - 2, dv - 2), d.choice(greens), base, 6, 7, pattern=d.choice(rows))
-    ripe = {"yellow": (206, 180, 84), "brown": (142, 102, 72), "white": (208, 202, 184)}[colour]
+    ripe = {"yellow": (206, 180, 84), "brown": (142, 102, 72), "white": (228, 223, 208)}[colour]
     for spot in d.sample(s.grid(2, 2, du, dv) if not round_ else s.grid(2, 2, 74, 74), count):
         patch = c.disc(spot, 31) if round_ else c.box(spot, s.axis, du - 2, dv - 2)
         c.paint(patch, ripe, c.new("field"), grain=6, clouds=8, pattern=d.choice(rows))

@@ -177,9 +177,13 @@ def boat(canvas: Canvas, at: Point, heading: Point, length: float, colour: str, 
     canvas.paint(canvas.box(along(at, heading, -u * 0.3), heading, u * 0.7, v * 1.1), deck, owner)
 
 
-def football_field(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
-    """A football field with mowing stripes and white lines."""
+def football_field(
+    canvas: Canvas, at: Point, axis: Point, length: float, margin: Patch | None = None
+) -> None:
+    """A football field with mowing stripes and white lines, perhaps with a margin of grass."""
     owner, width = canvas.new("football field"), length * 0.62
+    if margin:
+        canvas.paint(margin, (86, 132, 70), owner, grain=6)
     mown = canvas.stripes(axis, length / 5) * np.float32(9)
     canvas.paint(canvas.box(at, axis, length, width), (76, 136, 66), owner, grain=5, pattern=mown)
     line: Colour = (226, 232, 222)
@@ -208,8 +212,7 @@ def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour:
     outer = length - field
     for step, width in enumerate((outer, outer * 0.93, outer * 0.92, outer * 0.86, outer * 0.85)):
         canvas.paint(canvas.path(ends, width), PAINTS[colour] if step % 2 == 0 else (222, 206, 200), owner)
-    canvas.paint(canvas.path(ends, outer * 0.78), (86, 132, 70), owner, grain=6)
-    football_field(canvas, at, axis, length * 0.48)
+    football_field(canvas, at, axis, length * 0.48, margin=canvas.path(ends, outer * 0.78))
 
 
 def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
@@ -301,7 +304,7 @@ def bridge(canvas: Canvas, at: Point, axis: Point, length: float, width: float, 
     owner, deck = canvas.new("bridge"), canvas.box(at, axis, length, width)
     canvas.shadow(deck, 7)
     canvas.paint(deck, PAINTS[colour], owner)
-    canvas.paint(canvas.box(at, axis, length, width - 4), lighter(PAINTS[colour], -34), owner, grain=5)
+    canvas.paint(canvas.box(at, axis, length, width - 4), lighter(PAINTS[colour], -20), owner, grain=5)
     canvas.paint(canvas.box(at, axis, length, 1.0, dash=(6, 6)), (228, 226, 214), owner)
 
 

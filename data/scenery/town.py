@@ -267,7 +267,7 @@ def square(s: Story) -> None:
     c, d = s.canvas, s.dice
     draw.ground(c, d.choice(("concrete", "asphalt")))
     colour, round_ = d.choice(("red", "gray", "yellow")), d.chance(50)
-    tone = {"red": (176, 112, 92), "gray": (176, 174, 170), "yellow": (216, 196, 142)}[colour]
+    tone = {"red": (176, 112, 92), "gray": (138, 137, 134), "yellow": (216, 196, 142)}[colour]
     rim, owner = draw.lighter(tone, 36), c.new("square")
     for share, paving in ((1.0, rim), (0.94, tone), (0.6, rim), (0.56, tone)):
         long, wide = 124 * share, 112 * share
