@@ -10,23 +10,18 @@ from loss.common import reduce, sum_terms, upcast
 from loss.cross_entropy import cross_entropy
 
 
-def doubly_stochastic(
-    attention: Tensor, steps: Tensor | None = None, region_mask: Tensor | None = None
-) -> Tensor:
+def doubly_stochastic(attention: Tensor, region_mask: Tensor | None = None) -> Tensor:
     """Return per caption how far each region's attention, summed over time, is from 1.
 
-    sum_n (1 - sum_t a_tn)^2, Xu et al. 2015, equation 14. Only steps and regions that are True count.
+    sum_n (1 - sum_t a_tn)^2, Xu et al. 2015, equation 14.
 
     Args:
-        attention: [B, T, N].
-        steps: bool [B, T]; None counts all.
-        region_mask: bool [B, N]; None counts all.
+        attention: [B, T, N], 0 at steps that do not count.
+        region_mask: bool [B, N], the regions that count; None counts all.
 
     Returns:
         [B].
     """
-    if steps is not None:
-        attention = torch.where(steps[:, :, None], attention, 0.0)
     deviation = (1.0 - attention.sum(1)).square()  # [B, N]
     return deviation.sum(1) if region_mask is None else torch.where(region_mask, deviation, 0.0).sum(1)
 
@@ -39,26 +34,23 @@ def attention_variance(
 ) -> Tensor:
     """Return per caption the distance of the attention from the uniform one, summed over time.
 
-    sum_t ||a_t - 1 / region_count||_2. Only steps and regions that are True count. At exactly uniform
-    attention the gradient is 0 (the norm's subgradient), not NaN.
+    sum_t ||a_t - 1 / region_count||_2. At exactly uniform attention the gradient is 0 (the norm's
+    subgradient), not NaN.
 
     Args:
-        attention: [B, T, N].
+        attention: [B, T, N], finite.
         region_count: the number of regions that the uniform attention is over.
-        steps: bool [B, T]; None counts all.
-        region_mask: bool [B, N]; None counts all.
+        steps: bool [B, T], the steps that count; None counts all.
+        region_mask: bool [B, N], the regions that count; None counts all.
 
     Returns:
         [B].
     """
     deviation = attention - 1.0 / region_count
-    for mask in (
-        None if steps is None else steps[:, :, None],
-        None if region_mask is None else region_mask[:, None],
-    ):
-        if mask is not None:
-            deviation = torch.where(mask, deviation, 0.0)
-    return torch.linalg.vector_norm(deviation, dim=2).sum(1)
+    if region_mask is not None:
+        deviation = torch.where(region_mask[:, None], deviation, 0.0)
+    norms = torch.linalg.vector_norm(deviation, dim=2)  # [B, T]
+    return norms.sum(1) if steps is None else torch.where(steps, norms, 0.0).sum(1)
 
 
 class custum_loss(nn.Module):  # the documented name
@@ -183,11 +175,14 @@ class custum_loss(nn.Module):  # the documented name
         }
         attention = upcast(attention)
         steps = ground_truth != self.ignore_index if ground_truth.shape == attention.shape[:2] else None
-        captions = None if steps is None else steps.any(1)  # [B]: the captions that have a word
+        captions = None
+        if steps is not None:
+            attention = torch.where(steps[:, :, None], attention, 0.0)  # whatever stands at padding, NaN too
+            captions = steps.any(1)  # [B]: those that have a word
         if weight is not None:
             captions = weight if captions is None else captions * weight
         if self.use_dsr:
-            values = doubly_stochastic(attention, steps, region_mask)
+            values = doubly_stochastic(attention, region_mask)
             terms["dsr"] = self.beta * reduce(values, "mean", captions, caption_count)
         if self.use_avr:
             check_region_count(Region_count, attention)

@@ -218,8 +218,8 @@ def test_uniform_attention_has_zero_gradient_and_not_nan(batch: Batch, dtype: to
 
 def test_the_methods_are_the_terms_without_their_weights(batch: Batch) -> None:
     expected = naive(batch, N, padding=False)
-    assert float(custum_loss(beta=9.0).DSR(batch[2])) == pytest.approx(expected["dsr"], rel=1e-12)
-    assert float(custum_loss(gamma=9.0).AVR(batch[2], N)) == pytest.approx(expected["avr"], rel=1e-12)
+    assert custum_loss(beta=9.0).DSR(batch[2]).item() == pytest.approx(expected["dsr"], rel=1e-12)
+    assert custum_loss(gamma=9.0).AVR(batch[2], N).item() == pytest.approx(expected["avr"], rel=1e-12)
 
 
 def test_dsr_cannot_be_zero_where_steps_and_regions_differ_in_number() -> None:
