@@ -8,16 +8,14 @@ import argparse
 from utils.files import run_program, write_whole
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or `words`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, or a folder of images")
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="best.safetensors of a run")
     parser.add_argument("--output", metavar="F", help="write the captions there: .json, .jsonl or .csv")
     parser.add_argument("--attention", metavar="F.png", help="draw where the decoder looked for each word")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

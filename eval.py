@@ -11,11 +11,9 @@ import argparse
 from utils.files import git_sha, run_program, write_json
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or `words`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run")
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
@@ -24,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", choices=["train", "val", "test"])
     parser.add_argument("--beam-size", type=int, help="default: the checkpoint's")
     parser.add_argument("--output", metavar="F.json", help="write metrics, captions and protocol there")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
@@ -41,8 +39,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from utils.metrics import score_captions
+from rich.table import Column, Table
 
 from data.annotations import AnnotatedImage
 from data.errors import UserError
@@ -50,6 +47,7 @@ from utils.checkpoint import load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
 from utils.inference import caption_rows
+from utils.metrics import score_captions
 from utils.sources import image_files, open_dataset
 
 LIBRARIES = ("torch", "pycocoevalcap", "numpy")
@@ -108,9 +106,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.output:
         names = {image.imgid: image.filename for image in images}
         rows = [{"image_id": i, "filename": names[i], "caption": text} for i, text in captions.items()]
-        write_json(
-            Path(arguments.output), {"metrics": scores.metrics, "captions": rows, "protocol": protocol}
-        )
+        write_json(Path(arguments.output), {"metrics": scores.metrics, "captions": rows, "protocol": protocol})
 
 
 def with_data(config: Config, arguments: argparse.Namespace) -> Config:
@@ -165,10 +161,8 @@ def split_digest(images: Sequence[AnnotatedImage]) -> str:
 
 def show(dataset: str, split: str, metrics: dict[str, float], unavailable: dict[str, str]) -> None:
     """The scores as a table, and why those that are not there are not."""
-    console = Console()
-    table = Table(title=f"{dataset} {split} (x 100)")
-    for name in metrics:
-        table.add_column(name, justify="right")
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(*(Column(name, justify="right") for name in metrics), title=f"{dataset} {split} (x 100)")
     table.add_row(*(f"{100 * value:.2f}" for value in metrics.values()))
     console.print(table)
     for name, reason in unavailable.items():

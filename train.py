@@ -11,32 +11,23 @@ from utils.config import Config, dump_config, load_config
 from utils.files import git_sha, run_program, write_whole
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; None where a flag was not given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config", metavar="F.yaml", help="a recipe (default: the data set's own in configs/)"
-    )
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or `words`; None where a flag was not given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="F.yaml", help="a recipe (default: the data set's own in configs/)")
     parser.add_argument("--dataset", help="synthetic (default), RSICD, UCM, Sydney or NWPU")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="the run's folder (default: runs/DATASET-DATE-TIME)"
-    )
+    parser.add_argument("--output-dir", metavar="DIR", help="the run's folder (default: runs/DATASET-DATE-TIME)")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output-dir, or start it"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="any option of utils/config.py"
-    )
-    return parser.parse_intermixed_args()
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir, or start it")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any option of utils/config.py")
+    return parser.parse_intermixed_args(words)
 
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
+    CONFIG = run_program(lambda: load_config(ARGUMENTS))
 
 import math
 import time
@@ -50,18 +41,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from data.tokenizer import tokenize
-from loss import LossFactory, LossResult, build_loss
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
-from utils.metrics import FAST, score_captions
 
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Batch, CaptionBatches, Visuals, loader
+from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
+from loss import LossFactory, LossResult, build_loss
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
@@ -72,6 +62,7 @@ from utils.checkpoint import (
 )
 from utils.devices import best_device, choose_precision
 from utils.inference import caption_rows
+from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
 from utils.progress import track
 from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of
@@ -95,9 +86,8 @@ class Progress:
     best_epoch: int = 0
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(config: Config, resume: bool) -> None:
     """One run, from the files of a data set to the best checkpoint and a picture."""
-    config = load_config(arguments)
     try:
         criteria = build_loss(config.model_dump(), class_dim=-1)
     except (ValueError, TypeError) as error:
@@ -117,9 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
         visuals: dict[str, Visuals] = {}
         for split in images:
             if config.model.encoder.trainable:
-                visuals[split] = image_files(
-                    config, dataset, images[split], config.data.augment and split == "train"
-                )
+                visuals[split] = image_files(config, dataset, images[split], config.data.augment and split == "train")
             else:
                 visuals[split] = frozen_features(config, dataset, images[split], encoder, precision)
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
@@ -134,7 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
-    run_dir = open_run(config, arguments.resume, accelerator)
+    run_dir = open_run(config, resume, accelerator)
     state_path = run_dir / "last" / "state.safetensors"
     progress = Progress()
     if state_path.exists():
@@ -145,9 +133,7 @@ def main(arguments: argparse.Namespace) -> None:
     model, optimizer = accelerator.prepare(captioner, optimizer)
 
     accumulation = config.train.accumulation
-    per_epoch = math.ceil(
-        len(batches.epoch(0, config.train.batch_size, config.seed, rank, world)) / accumulation
-    )
+    per_epoch = math.ceil(len(batches.epoch(0, config.train.batch_size, config.seed, rank, world)) / accumulation)
     total = per_epoch * config.train.epochs
     console.print(f"run folder {run_dir}: {total} steps on {accelerator.device} in {precision}")
 
@@ -182,9 +168,7 @@ def main(arguments: argparse.Namespace) -> None:
             what="validation",
         )
         said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
-        scores = score_captions(
-            said, {i: image.captions for i, image in enumerate(images["val"])}, FAST
-        ).metrics
+        scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
         progress.epoch = epoch + 1
         if scores["CIDEr"] > progress.best:
             progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
@@ -231,12 +215,8 @@ def train_step(
     Words and captions are counted over all batches and processes first, so that the gradient is that of one mean over
     all of them, however they are split.
     """
-    counts = torch.tensor([[b.word_count, b.caption_count] for b in batches], device=accelerator.device).sum(
-        0
-    )
-    token_count, caption_count = accelerator.reduce(
-        counts, "mean"
-    )  # the gradients of processes are averaged, too
+    counts = torch.tensor([[b.word_count, b.caption_count] for b in batches], device=accelerator.device).sum(0)
+    token_count, caption_count = accelerator.reduce(counts, "mean")  # the gradients of processes are averaged, too
     terms: dict[str, Tensor] = {}
     for i, cpu_batch in enumerate(batches):
         batch = cpu_batch.to(accelerator.device)
@@ -257,10 +237,8 @@ def train_step(
                 },
             )
             if not torch.isfinite(result.total):
-                values = ", ".join(f"{name} {float(value)}" for name, value in result.terms.items())
-                raise UserError(
-                    f"the loss is not finite ({values}); lower train.lr or set train.precision=fp32"
-                )
+                values = ", ".join(f"{name} {float(value)}" for name, value in log_terms(result).items())
+                raise UserError(f"the loss is not finite ({values}); lower train.lr or set train.precision=fp32")
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():
             terms[name] = terms[name] + value if name in terms else value
@@ -285,9 +263,7 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
     run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
     written = run_dir / "config.yaml"
     if written.exists() and not resume:
-        raise UserError(
-            f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir"
-        )
+        raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
     if accelerator.is_main_process and not written.exists():
         write_whole(written, dump_config(config))
     accelerator.wait_for_everyone()
@@ -336,20 +312,16 @@ def show_result(
             looked = run_dir / "attention" / f"{images[row].imgid}.png"
             attention_figure(looked, [panel])
             caption = " ".join(panel.words)
-            cells.append(
-                [images[row].filename, dataset.path(images[row]), caption, images[row].captions[0], looked]
-            )
+            cells.append([images[row].filename, dataset.path(images[row]), caption, images[row].captions[0], looked])
         tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
 
     scores = best.about["val"]
-    title = (
-        f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
-    )
-    table = Table(*scores, title=title)
+    title = f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
+    table = Table(*(Column(name, justify="right") for name in scores), title=title)
     table.add_row(*(f"{100 * value:.2f}" for value in scores.values()))
     console.print(table)
     console.print(f"run folder  {run_dir}\npicture     {picture}")
 
 
 if __name__ == "__main__":
-    run_program(lambda: main(ARGUMENTS))
+    run_program(lambda: main(CONFIG, ARGUMENTS.resume))

@@ -61,9 +61,7 @@ def plain_yolox(maps: list[Tensor], gt: list[dict], img_size: int, classes: int)
         overlap = 1 - paired_iou(corners[b, fg], boxes) ** 2
         cls_target = F.one_hot(target["labels"][owner], classes) * matched[:, None]
         wanted = box_convert(boxes, "xyxy", "cxcywh")
-        l1_target = torch.cat(
-            [wanted[:, :2] / stride[fg] - grid[fg], (wanted[:, 2:] / stride[fg] + 1e-8).log()], 1
-        )
+        l1_target = torch.cat([wanted[:, :2] / stride[fg] - grid[fg], (wanted[:, 2:] / stride[fg] + 1e-8).log()], 1)
         total = total + 5 * overlap.sum() + F.l1_loss(raw[b, fg, :4], l1_target, reduction="sum")
         total = total + F.binary_cross_entropy_with_logits(raw[b, fg, 5:], cls_target, reduction="sum")
     total = total + F.binary_cross_entropy_with_logits(raw[..., 4], obj_target, reduction="sum")
@@ -167,9 +165,7 @@ def perceptual_case(criterion: str, distance: Callable[[Tensor, Tensor], Tensor]
     loss = LOSS_REGISTRY["perceptual_loss"](extract, criterion=criterion)
 
     def plain() -> Tensor:
-        return sum(
-            (distance(*pair) for pair in zip(extract(pred), extract(target), strict=True)), torch.zeros(())
-        )
+        return sum((distance(*pair) for pair in zip(extract(pred), extract(target), strict=True)), torch.zeros(()))
 
     return "[4, 3, 64, 64]", [pred], lambda: loss(pred, target), plain
 

@@ -46,9 +46,7 @@ def read_karpathy(path: Path) -> list[AnnotatedImage]:
                 imgid=_imgid(entry, position, where),
                 filename=_filename(entry.get("filename"), where),
                 split=_split(entry.get("split"), where),
-                captions=tuple(
-                    _caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)
-                ),
+                captions=tuple(_caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)),
             )
         )
     return _checked(images, path)

@@ -28,7 +28,9 @@ class DatasetSpec:
     landmarks: dict[str, str] = field(default_factory=dict)
 
 
-_LU_2018 = "Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, IEEE TGRS 56(4), 2018"
+_LU_2018 = (
+    "Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, IEEE TGRS 56(4), 2018"
+)
 _QU_2016 = "Qu, Li, Tao, Lu: Deep Semantic Understanding of High Resolution Remote Sensing Image, CITS 2016"
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -175,6 +177,5 @@ def _located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedIm
     if (image_root / images[0].filename).exists() or "/" not in images[0].filename:
         return images
     return [
-        AnnotatedImage(image.imgid, image.filename.rsplit("/", 1)[1], image.split, image.captions)
-        for image in images
+        AnnotatedImage(image.imgid, image.filename.rsplit("/", 1)[1], image.split, image.captions) for image in images
     ]

@@ -81,9 +81,7 @@ class FeatureStore:
             try:
                 self._records = h5py.File(self.path, "r")["features"]
             except (OSError, KeyError):
-                raise UserError(
-                    f"{self.path}: not a readable feature store; delete it to have it made anew"
-                ) from None
+                raise UserError(f"{self.path}: not a readable feature store; delete it to have it made anew") from None
         return self._records
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,9 +20,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {image.width} x {image.height} pixels are too many; tile or shrink it"
-                )
+                raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; tile or shrink it")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":

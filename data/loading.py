@@ -51,9 +51,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return replace(
-            self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     @property
     def words(self) -> Tensor:
@@ -120,9 +118,7 @@ class CaptionBatches(Dataset[Batch]):
 
     def __getitem__(self, key: BatchKey) -> Batch:
         captions = [
-            (i, tokens, count)
-            for i, row in enumerate(key.rows)
-            for tokens, count in self.captions[row].items()
+            (i, tokens, count) for i, row in enumerate(key.rows) for tokens, count in self.captions[row].items()
         ]
         longest = max(len(tokens) for _, tokens, _ in captions)
         padded = [[*tokens, *[PAD] * (longest - len(tokens))] for _, tokens, _ in captions]
@@ -135,7 +131,7 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
-        """This process's batches of an epoch; a function of its arguments alone, so that a run can be resumed.
+        """Batches of an epoch that fall to this process: a function of its arguments alone, so that a run can be resumed.
 
         Images are shuffled, then sorted by length within windows of 16 batches, so that little is padded; the batches
         are shuffled again. Every process gets the same number of batches; those left over sit out this epoch.
@@ -154,12 +150,10 @@ class CaptionBatches(Dataset[Batch]):
         return [BatchKey(epoch, [self.rows[i] for i in batch]) for batch in shuffled[rank:usable:world]]
 
 
-def distinct_captions(
-    image: AnnotatedImage, vocabulary: Vocabulary, max_words: int
-) -> Counter[tuple[int, ...]]:
+def distinct_captions(image: AnnotatedImage, vocabulary: Vocabulary, max_words: int) -> Counter[tuple[int, ...]]:
     """The distinct captions of an image as tokens, with how often each stands there; captions without words drop out.
 
-    RSICD repeats one sentence five times for half of its images: 43,670 captions are 17,8xx distinct pairs.
+    RSICD repeats one sentence five times for half of its images: 43,670 captions are 17,811 distinct pairs.
     """
     worded = (words for words in map(tokenize, image.captions) if words)
     return Counter(tuple(vocabulary.encode(words, max_words)) for words in worded)

@@ -7,9 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # its import asks the network for a newer version otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
 import albumentations as A
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
@@ -30,9 +28,7 @@ class Preprocessing:
         if self.size < 32:
             raise ValueError(f"size is {self.size}; encoders need at least 32 pixels")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}")
 
     def transform(self, augment: bool = False) -> A.Compose:
         """`transform(image=[H, W, 3])["image"]` is uint8 [size, size, 3]; a `mask=` goes the same way.
@@ -52,9 +48,7 @@ class Preprocessing:
         if augment:
             steps += [
                 A.D4(p=1),
-                A.ColorJitter(
-                    brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.8
-                ),
+                A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.8),
             ]
         return A.Compose(steps)
 

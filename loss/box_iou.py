@@ -48,9 +48,7 @@ def box_iou_loss(
     """Compute :class:`BoxIoULoss` as a function."""
     check_options(kind, squared, box_format, reduction)
     if pred.shape != target.shape or pred.shape[-1:] != (4,):
-        raise ValueError(
-            f"boxes must be two tensors [..., 4], not {list(pred.shape)} and {list(target.shape)}"
-        )
+        raise ValueError(f"boxes must be two tensors [..., 4], not {list(pred.shape)} and {list(target.shape)}")
     pred = box_convert(upcast(pred), box_format, "xyxy")
     target = box_convert(upcast(target).to(pred.dtype), box_format, "xyxy")
 

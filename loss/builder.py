@@ -120,8 +120,7 @@ class LossFactory(nn.Module):
         ]
         offered = {"class_weight": class_weight, "class_dim": class_dim}
         self.losses = nn.ModuleList(
-            make_loss(criterion, entry, offered)
-            for criterion, entry in zip(self.criteria, losses, strict=True)
+            make_loss(criterion, entry, offered) for criterion, entry in zip(self.criteria, losses, strict=True)
         )
 
     def missing(self, out_keys: Iterable[str], target_keys: Iterable[str]) -> list[str]:
@@ -197,9 +196,7 @@ def checked_criterion(entry: Mapping[str, Any]) -> str:
     """Return the entry's criterion; ValueError unless the registry has it."""
     criterion = entry.get("criterion") if isinstance(entry, Mapping) else None
     if not isinstance(criterion, str) or criterion not in LOSS_REGISTRY:
-        raise ValueError(
-            f"unknown criterion {criterion!r} in {entry!r}; known: {', '.join(sorted(LOSS_REGISTRY))}"
-        )
+        raise ValueError(f"unknown criterion {criterion!r} in {entry!r}; known: {', '.join(sorted(LOSS_REGISTRY))}")
     return criterion
 
 
@@ -243,9 +240,7 @@ def make_loss(criterion: str, entry: Mapping[str, Any], offered: Mapping[str, An
     An argument whose name the entry needs itself has an underscore there: ``criterion_`` of perceptual_loss.
     """
     loss = LOSS_REGISTRY[criterion]
-    known = {
-        f"{name}_" if name in FACTORY_KEYS else name: name for name in inspect.signature(loss).parameters
-    }
+    known = {f"{name}_" if name in FACTORY_KEYS else name: name for name in inspect.signature(loss).parameters}
     given = {key: value for key, value in entry.items() if key not in FACTORY_KEYS}
     unknown = [str(key) for key in given if key not in known]
     if unknown:

@@ -34,9 +34,7 @@ def cross_entropy(
         class_weight = class_weight.to(logits)
     if target.is_floating_point():
         if target.shape != logits.shape:
-            raise ValueError(
-                f"probabilities {tuple(target.shape)} and logits {tuple(logits.shape)} differ in shape"
-            )
+            raise ValueError(f"probabilities {tuple(target.shape)} and logits {tuple(logits.shape)} differ in shape")
         dim = class_dims[0] % logits.ndim if logits.ndim > 1 else 0
         shape = logits.shape[:dim] + logits.shape[dim + 1 :]
         target = target.to(logits)

@@ -87,9 +87,7 @@ class CTCLoss(nn.Module):
         self.from_logits = from_logits
         self.batch_first = batch_first
 
-    def forward(
-        self, logits: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor
-    ) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the loss; see the class."""
         if logits.ndim != 3:
             raise ValueError(f"the input must have three axes, not the shape {tuple(logits.shape)}")

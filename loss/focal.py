@@ -39,18 +39,12 @@ def sigmoid_focal_loss(
     target = target.to(logits.dtype)
     limits = torch.finfo(logits.dtype)
     logits = logits.clamp(limits.min, limits.max)  # an infinite logit is a sure one, not inf - inf
-    miss = torch.addcmul(
-        target, logits.sigmoid(), torch.rsub(target, 1.0, alpha=2.0)
-    )  # 1 - p_t = t + p (1 - 2 t)
-    if not float(
-        gamma
-    ).is_integer():  # a power below 1 has an infinite slope at 0, and rounding may end below 0
+    miss = torch.addcmul(target, logits.sigmoid(), torch.rsub(target, 1.0, alpha=2.0))  # 1 - p_t = t + p (1 - 2 t)
+    if not float(gamma).is_integer():  # a power below 1 has an infinite slope at 0, and rounding may end below 0
         miss = miss.clamp(min=limits.tiny)
     values = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * miss.pow(gamma)
     if alpha is not None and alpha >= 0:
-        values = values * torch.rsub(
-            target, 1.0 - alpha, alpha=1.0 - 2.0 * alpha
-        )  # alpha t + (1 - alpha)(1 - t)
+        values = values * torch.rsub(target, 1.0 - alpha, alpha=1.0 - 2.0 * alpha)  # alpha t + (1 - alpha)(1 - t)
     if weight is not None:
         weight = along_first(weight, values)
         counts = weight if counts is None else counts * weight
@@ -157,9 +151,7 @@ def softmax_focal_loss(
 ) -> Tensor:
     """Return the focal loss of one class of several; all as in :class:`SoftmaxFocalLoss`."""
     # -log p_t; an ignored label has 0 here
-    surprise = cross_entropy(
-        logits, labels, ignore_index=ignore_index, class_dims=class_dims, reduction="none"
-    )
+    surprise = cross_entropy(logits, labels, ignore_index=ignore_index, class_dims=class_dims, reduction="none")
     # 1 - p_t, a constant where p_t is 0 (inf * 0 would make its gradient NaN), and above 0, where a power
     # below 1 has no infinite slope
     miss = torch.where(surprise.isinf(), 1.0, -torch.expm1(-surprise))

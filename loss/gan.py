@@ -108,9 +108,7 @@ class GANLoss(nn.Module):
         if not isinstance(prediction, Tensor):
             if not prediction:
                 raise ValueError("prediction is an empty list")
-            return torch.stack(
-                [self(scale, target_is_real, for_discriminator) for scale in prediction]
-            ).mean()
+            return torch.stack([self(scale, target_is_real, for_discriminator) for scale in prediction]).mean()
         scores = upcast(prediction)
         label = self.real_label if target_is_real else self.fake_label
         if self.gan_mode == "vanilla":

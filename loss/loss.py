@@ -201,6 +201,4 @@ def check_region_count(region_count: int | Tensor, attention: Tensor) -> None:
     if region_count < 1:
         raise ValueError(f"Region_count must be at least 1, not {region_count}")
     if region_count != attention.shape[2]:
-        warnings.warn(
-            f"Region_count {int(region_count)} is not the attention's {attention.shape[2]}", stacklevel=3
-        )
+        warnings.warn(f"Region_count {int(region_count)} is not the attention's {attention.shape[2]}", stacklevel=3)

@@ -84,9 +84,7 @@ def overlap_loss(
     true = target.sum(axes)  # [N, C] or [C]
     scores = score(torch.min(pred, target).sum(axes), pred.sum(axes) + true, smooth, eps)
     values = -scores.clamp(min=eps).log() if log_loss else 1 - scores
-    counted = (
-        valid.any(2) if per_image else valid.any(2).any(0)
-    )  # a class without a single pixel has no value
+    counted = valid.any(2) if per_image else valid.any(2).any(0)  # a class without a single pixel has no value
     values = torch.where(true > 0 if empty == "zero" else counted, values, 0.0)
 
     chosen = list(range(values.shape[-1]) if classes is None else classes)

@@ -135,9 +135,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     return flat @ flat.transpose(1, 2) / max(flat.shape[1] * flat.shape[2], 1)
 
 
-def feature_distance(
-    pred: Tensor, target: Tensor, criterion: str = "l1", lin_weight: Tensor | None = None
-) -> Tensor:
+def feature_distance(pred: Tensor, target: Tensor, criterion: str = "l1", lin_weight: Tensor | None = None) -> Tensor:
     """Return the distance of two feature maps [B, C, H, W]: one layer's term of :class:`PerceptualLoss`."""
     check_choice("criterion", criterion, CRITERIA)
     if criterion == "l1":
@@ -249,9 +247,7 @@ class PerceptualLoss(nn.Module):
             "content": torch.stack(
                 [
                     weight * feature_distance(x, y, self.criterion, lin_weight)
-                    for x, y, weight, lin_weight in zip(
-                        pred_maps, target_maps, layer_weights, lin_weights, strict=True
-                    )
+                    for x, y, weight, lin_weight in zip(pred_maps, target_maps, layer_weights, lin_weights, strict=True)
                 ]
             ).sum()
         }

@@ -23,9 +23,7 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Te
     return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
 
 
-def ohem_cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int, thresh: float, min_kept: int
-) -> Tensor:
+def ohem_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, thresh: float, min_kept: int) -> Tensor:
     """Return the mean cross entropy of the hard pixels, exactly 0.0 where there is none.
 
     Hard is a pixel whose true class has a probability below max(``thresh``, the ``min_kept`` + 1 smallest
@@ -134,9 +132,7 @@ class PIDNetLoss(nn.Module):
     ) -> None:
         super().__init__()
         if len(balance_weights) != 2:
-            raise ValueError(
-                f"balance_weights must be two numbers, for extra_p and pred, not {balance_weights}"
-            )
+            raise ValueError(f"balance_weights must be two numbers, for extra_p and pred, not {balance_weights}")
         self.ignore_index = ignore_index
         self.ohem = ohem
         self.ohem_thresh = ohem_thresh
@@ -165,8 +161,7 @@ class PIDNetLoss(nn.Module):
         terms = {
             "semantic": semantic,
             "boundary": self.bd_weight * boundary_loss(extra_d, target["bd_gt"]),
-            "boundary_aware": self.sb_weight
-            * self._main(pred, torch.where(near_boundary, labels, self.ignore_index)),
+            "boundary_aware": self.sb_weight * self._main(pred, torch.where(near_boundary, labels, self.ignore_index)),
         }
         return sum_terms(terms, return_terms)
 

@@ -132,9 +132,7 @@ class RetinaNetLoss(nn.Module):
                 f"anchors of {len(anchors)}, but boxes of {len(targets)}"
             )
         if any(len(one) != cls_logits.shape[1] for one in anchors):
-            raise ValueError(
-                f"logits of {cls_logits.shape[1]} anchors, but {[len(one) for one in anchors]} anchors"
-            )
+            raise ValueError(f"logits of {cls_logits.shape[1]} anchors, but {[len(one) for one in anchors]} anchors")
         terms = retinanet_terms(
             cls_logits, bbox_regression, anchors, targets, self.matcher, self.alpha, self.gamma, self.box_loss
         )

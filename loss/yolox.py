@@ -87,9 +87,7 @@ def yolox_terms(
     num_fg = max(len(box_target), 1)
     terms = {
         "iou": reg_weight
-        * box_iou_loss(
-            boxes[fg_mask], box_target, squared=True, box_format="cxcywh", eps=1e-16, reduction="sum"
-        ),
+        * box_iou_loss(boxes[fg_mask], box_target, squared=True, box_format="cxcywh", eps=1e-16, reduction="sum"),
         "obj": binary_cross_entropy(pred.obj, fg_mask.to(boxes)),
         "cls": binary_cross_entropy(pred.cls[fg_mask], cls_target),
         "l1": boxes.new_zeros(()),

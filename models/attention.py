@@ -21,9 +21,7 @@ class SoftAttention(nn.Module):
         super().__init__()
         self.score = nn.Linear(dim, 1, bias=False)
 
-    def forward(
-        self, keys: Tensor, values: Tensor, query: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, keys: Tensor, values: Tensor, query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Context and attention for one word of each caption."""
         energy = self.score(torch.tanh(keys + query[:, None])).squeeze(-1).float()  # [P, N]
         if mask is not None:

@@ -59,9 +59,7 @@ class Captioner(nn.Module):
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""
         return Output(*self.decoder(self.regions(visuals).select(image_of), tokens))
 
-    def parameter_groups(
-        self, lr: float, encoder_lr: float, weight_decay: float
-    ) -> Iterator[dict[str, object]]:
+    def parameter_groups(self, lr: float, encoder_lr: float, weight_decay: float) -> Iterator[dict[str, object]]:
         """AdamW's groups: encoder and decoder with learning rates of their own, no decay on vectors."""
         for module, rate in ((self.decoder, lr), (self.encoder, encoder_lr)):
             trained = [p for p in module.parameters() if p.requires_grad]

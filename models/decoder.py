@@ -102,9 +102,7 @@ class Decoder(nn.Module):
         return self._logits(state.hidden, context, words), state, attention
 
     def _step(self, regions: Regions, state: State, from_word: Tensor) -> tuple[State, Tensor, Tensor]:
-        query, gate, recurrent = self.from_hidden(state.hidden).split(
-            [self.width, self.width, 4 * self.width], -1
-        )
+        query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
         context, attention = self.attention(regions.keys, regions.values, query, regions.mask)
         context = torch.sigmoid(gate) * context
         i, f, o, g = (from_word + recurrent + self.from_context(context)).chunk(4, -1)

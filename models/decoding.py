@@ -48,17 +48,11 @@ def beam_search(
     beams = regions.select(owner)  # B * K rows, the beams of an image side by side
     first_row = torch.arange(images, device=device)[:, None] * beam_size  # [B, 1]
     state = decoder.start(beams)
-    running = torch.full(
-        (images, beam_size), -torch.inf, device=device
-    )  # log p of the captions that still run
+    running = torch.full((images, beam_size), -torch.inf, device=device)  # log p of the captions that still run
     running[:, 0] = 0.0  # one beam to begin with: equal beams would only find the same words
     last = torch.full((images * beam_size,), START, device=device)
-    ended = torch.full(
-        (images, beam_size), -torch.inf, device=device
-    )  # scores of those that have ended, sorted
-    ended_at = torch.zeros(
-        images, beam_size, 2, dtype=torch.long, device=device
-    )  # (words, beam) of their last word
+    ended = torch.full((images, beam_size), -torch.inf, device=device)  # scores of those that have ended, sorted
+    ended_at = torch.zeros(images, beam_size, 2, dtype=torch.long, device=device)  # (words, beam) of their last word
     done = torch.zeros(images, 1, dtype=torch.bool, device=device)
     words, parents, attentions = [], [], []  # of every step, [B, K], [B, K], [B, K, N]
 
@@ -134,9 +128,7 @@ def sample(
     return _roll(decoder, regions, max_words, draw)
 
 
-def _roll(
-    decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor]
-) -> list[Hypothesis]:
+def _roll(decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor]) -> list[Hypothesis]:
     images = regions.keys.shape[0]
     state = decoder.start(regions)
     last = torch.full((images,), START, device=regions.keys.device)

@@ -47,9 +47,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, N, D] of uint8 images [B, 3, H, W]."""
         scaled = (images.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
-        scaled = scaled.contiguous(
-            memory_format=torch.channels_last
-        )  # twice as fast on CPUs, no slower elsewhere
+        scaled = scaled.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs, no slower elsewhere
         if isinstance(self.backbone, nn.Sequential):
             features = self.backbone(scaled)
         else:
@@ -76,8 +74,6 @@ class Encoder(nn.Module):
 
 def _torchvision_backbone(name: str) -> nn.Sequential:
     model = torchvision.models.get_model(name, weights=None)
-    if isinstance(
-        getattr(model, "features", None), nn.Module
-    ):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
+    if isinstance(getattr(model, "features", None), nn.Module):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
         return nn.Sequential(model.features)
     return nn.Sequential(*list(model.children())[:-2])  # ResNets: all but pooling and classifier

@@ -15,6 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import caption
+import eval as eval_program
+import train
+from data.errors import UserError
+from utils.config import load_config
+
+PROGRAMS = {"train": train, "eval": eval_program, "caption": caption}
 ROOT = Path(__file__).resolve().parent.parent
 Program = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
@@ -35,7 +42,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
     def run(name: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        environment = {**os.environ, "WANDB_MODE": "", "PYTHONPATH": ""}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTHON"))}
         return subprocess.run(
             command,
             cwd=options.get("cwd", folder),
@@ -84,9 +91,7 @@ def test_a_run_leaves_all_that_it_promises(run_dir: Path) -> None:
     assert (run_dir / "last" / "state.safetensors").exists()
 
 
-def test_a_folder_with_a_run_is_only_taken_to_go_on(
-    program: Program, scenes: Path, run_dir: Path, cache: str
-) -> None:
+def test_a_folder_with_a_run_is_only_taken_to_go_on(program: Program, scenes: Path, run_dir: Path, cache: str) -> None:
     before = (run_dir / "metrics.jsonl").read_text()
     arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir, "--epochs", "3"]
     arguments += ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
@@ -99,9 +104,7 @@ def test_a_folder_with_a_run_is_only_taken_to_go_on(
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    scenes: Path, run_dir: Path, cache: str, tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(scenes: Path, run_dir: Path, cache: str, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     command = [sys.executable, str(ROOT / "train.py"), "--dataset", "RSICD", "--data-root", str(scenes)]
     command += [
@@ -136,9 +139,7 @@ def tensors_equal(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def evaluated(
-    program: Program, scenes: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict:
+def evaluated(program: Program, scenes: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     output = tmp_path_factory.mktemp("eval") / "result.json"
     arguments = ["--checkpoint", run_dir / "best.safetensors", "--dataset", "RSICD", "--data-root", scenes]
     done = program("eval.py", *arguments, "--split", "val", "--output", output)
@@ -160,7 +161,6 @@ def test_eval_gives_what_training_saw(evaluated: dict, run_dir: Path) -> None:
 
 def test_eval_scores_a_results_file_as_it_scored_the_captions(
     evaluated: dict,
-    program: Program,
     scenes: Path,
     tmp_path: Path,
 ) -> None:
@@ -168,8 +168,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
     by_name = [{"image_id": row["filename"], "caption": row["caption"]} for row in evaluated["captions"]]
     results.write_text(json.dumps(by_name))
     arguments = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
-    done = program("eval.py", "--results", results, *arguments, "--output", output)
-    assert done.returncode == 0, done.stderr
+    call("eval", "--results", results, *arguments, "--output", output)
     assert json.loads(output.read_text())["metrics"] == evaluated["metrics"]
 
     for entries, fault in (
@@ -179,9 +178,9 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
         ({"captions": 3}, "expected"),
     ):
         results.write_text(json.dumps(entries))
-        done = program("eval.py", "--results", results, *arguments)
-        assert done.returncode == 2
-        assert fault in done.stderr and len(done.stderr.splitlines()) == 1
+        with pytest.raises(UserError, match=fault) as caught:
+            call("eval", "--results", results, *arguments)
+        assert "\n" not in str(caught.value)
 
 
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
@@ -195,15 +194,12 @@ def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path,
     assert printed.returncode == 0, printed.stderr
     rows = {}
     for suffix in ("json", "jsonl", "csv"):
-        done = program("caption.py", *checkpoint, folder, "--output", tmp_path / f"out.{suffix}")
-        assert done.returncode == 0, done.stderr
+        call("caption", *checkpoint, folder, "--output", tmp_path / f"out.{suffix}")
         rows[suffix] = (tmp_path / f"out.{suffix}").read_text()
     expected = json.loads(rows["json"])
     assert [Path(row["file"]).name for row in expected] == names
     assert [json.loads(line) for line in rows["jsonl"].splitlines()] == expected
-    assert [row["caption"] for row in csv.DictReader(rows["csv"].splitlines())] == [
-        r["caption"] for r in expected
-    ]
+    assert [row["caption"] for row in csv.DictReader(rows["csv"].splitlines())] == [r["caption"] for r in expected]
     for line, row in zip(printed.stdout.splitlines(), expected, strict=True):
         assert line == f"{row['file']}: {row['caption']}"
         assert row["caption"]
@@ -215,39 +211,59 @@ def test_any_image_can_be_captioned(program: Program, run_dir: Path, tmp_path: P
     Image.new("RGBA", (1, 1), (255, 0, 0, 128)).save(tmp_path / "one pixel.png")
     Image.new("CMYK", (500, 400)).save(tmp_path / "cmyk.jpg")
     picture = tmp_path / "looked.png"
-    inputs = sorted(tmp_path.glob("*.png")) + [tmp_path / "cmyk.jpg"]
-    done = program(
-        "caption.py", "--checkpoint", run_dir / "best.safetensors", *inputs, "--attention", picture
-    )
+    inputs = [*sorted(tmp_path.glob("*.png")), tmp_path / "cmyk.jpg"]
+    done = program("caption.py", "--checkpoint", run_dir / "best.safetensors", *inputs, "--attention", picture)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
     assert Image.open(picture).width > 300
 
 
-def test_slips_end_with_one_line_and_exit_code_2(
-    program: Program, scenes: Path, run_dir: Path, tmp_path: Path
-) -> None:
-    checkpoint = str(run_dir / "best.safetensors")
+def test_slips_end_with_one_line_and_exit_code_2(program: Program, run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"broken")
-    cases = [
+    for arguments, fault in (
         (["train.py", "train.epoch=3"], "unknown key train.epoch"),
         (["train.py", "--dataset", "RSICD"], "--data-root"),
-        (["train.py", "--dataset", "RSICD", "--data-root", str(tmp_path)], "RSICD_optimal"),
-        (["train.py", "model.losses=[{criterion: hinge}]"], "unknown criterion 'hinge'"),
-        (["train.py", "model.losses=[{criterion: yolox_loss}]"], "yolox_loss needs"),
-        (["eval.py", "--checkpoint", checkpoint, "--data-root", str(tmp_path)], "dataset_rsicd.json"),
-        (["eval.py", "--checkpoint", str(tmp_path / "broken.png")], "not a safetensors checkpoint"),
-        (["eval.py", "--results", checkpoint], "--dataset"),
-        (["caption.py", "--checkpoint", checkpoint, str(tmp_path / "broken.png")], "broken.png"),
-        (["caption.py", "--checkpoint", checkpoint, str(tmp_path / "missing.png")], "no such file"),
-        (["caption.py", "--checkpoint", checkpoint, str(tmp_path), "--output", "x.txt"], "suffix"),
-    ]
-    for arguments, fault in cases:
+        (["caption.py", "--checkpoint", run_dir / "best.safetensors", tmp_path / "broken.png"], "broken.png"),
+    ):
         done = program(*arguments)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert fault in done.stderr, (arguments, done.stderr)
+        assert done.returncode == 2, done.stderr
+        assert fault in done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert not (tmp_path / "x.txt").exists()
+
+
+def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    (tmp_path / "empty").mkdir()
+    checkpoint = ["--checkpoint", str(run_dir / "best.safetensors")]
+    for arguments, fault in (
+        (["train", "--dataset", "RSICD", "--data-root", "."], "RSICD_optimal"),
+        (["train", "model.losses=[{criterion: hinge}]"], "unknown criterion 'hinge'"),
+        (["train", "model.losses=[{criterion: custum_loss, beta: 1, delta: 2}]"], "knows no key 'delta'"),
+        (["train", "model.losses=[{criterion: yolox_loss}]"], "yolox_loss needs"),
+        (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["eval", *checkpoint, "--data-root", "."], "dataset_rsicd.json"),
+        (["eval", *checkpoint, "--dataset", "COCO"], "dataset"),
+        (["eval", *checkpoint, "--beam-size", "0"], "beam_size"),
+        (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
+        (["eval", "--results", "broken.png"], "--dataset"),
+        (["caption", *checkpoint, "missing.png"], "no such file"),
+        (["caption", *checkpoint, "empty"], "no images in this folder"),
+        (["caption", *checkpoint, ".", "--output", "x.txt"], "suffix"),
+    ):
+        with pytest.raises(UserError, match=fault) as caught:
+            call(*arguments)
+        assert "\n" not in str(caught.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"broken.png", "empty"}  # nothing half-written
+
+
+def call(name: str, *words: str | Path) -> None:
+    """Run a program in this process, as its last line does."""
+    arguments = PROGRAMS[name].parse_arguments(list(map(str, words)))
+    if name == "train":
+        train.main(load_config(arguments), arguments.resume)
+    else:
+        PROGRAMS[name].main(arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_with_every_term(
@@ -269,9 +285,7 @@ def test_a_loss_that_is_not_finite_stops_with_every_term(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_default_makes_its_own_scenes_and_tracks_offline(
-    program: Program, cache: str, tmp_path: Path
-) -> None:
+def test_the_default_makes_its_own_scenes_and_tracks_offline(program: Program, cache: str, tmp_path: Path) -> None:
     scenes = [
         "synthetic.train=40",
         "synthetic.val=8",

@@ -77,9 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
 
 
-def save_state(
-    path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
-) -> None:
+def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
     """Write all that resuming needs into one file, whole or not at all; `progress` is anything that JSON can hold."""
     tensors = {f"model.{key}": value for key, value in _own_tensors(captioner).items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -108,9 +106,7 @@ def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimize
         return dict(metadata["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{path}: does not fit this configuration ({reason}); start a new --output-dir"
-        ) from None
+        raise UserError(f"{path}: does not fit this configuration ({reason}); start a new --output-dir") from None
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -144,13 +140,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(
-                    f"{path}: not a checkpoint of this program (format {metadata.get('format')!r})"
-                )
+                raise UserError(f"{path}: not a checkpoint of this program (format {metadata.get('format')!r})")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, {k: v if k == "format" else json.loads(v) for k, v in metadata.items()}
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise UserError(
-            f"{path}: not a safetensors checkpoint ({reason}); pickles are not read here"
-        ) from None
+        raise UserError(f"{path}: not a safetensors checkpoint ({reason}); pickles are not read here") from None

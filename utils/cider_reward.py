@@ -112,9 +112,7 @@ class CiderReward:
     def vectors(self, sentences: Sequence[Sentence]) -> list[tuple[Counts, np.ndarray, np.ndarray]]:
         """The sentences' TF-IDF vectors, per n-gram order: `Counts` [K], weights [K], norms [S]."""
         result = []
-        for counts, size, known in zip(
-            self._index.count(sentences), self._index.sizes, self._vectors, strict=True
-        ):
+        for counts, size, known in zip(self._index.count(sentences), self._index.sizes, self._vectors, strict=True):
             weight = counts.times * known.idf[np.minimum(counts.ngram, size)]
             norm = np.sqrt(np.bincount(counts.sentence, weight**2, minlength=len(sentences)))
             result.append((counts, weight, norm))

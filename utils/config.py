@@ -176,9 +176,7 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"{where}: unknown key {key}; known are {', '.join(_siblings(first['loc']))}"
-            ) from None
+            raise UserError(f"{where}: unknown key {key}; known are {', '.join(_siblings(first['loc']))}") from None
         raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
 
 
@@ -209,9 +207,7 @@ def flatten(config: Config) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
         return {
-            k: v
-            for key, inner in value.items()
-            for k, v in walk(f"{prefix}.{key}" if prefix else key, inner).items()
+            k: v for key, inner in value.items() for k, v in walk(f"{prefix}.{key}" if prefix else key, inner).items()
         }
 
     return walk("", config.model_dump(mode="json"))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import UserError
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -37,9 +39,7 @@ def git_sha() -> str:
     here = Path(__file__).resolve().parent
     try:
         commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            ).stdout
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
@@ -47,10 +47,10 @@ def git_sha() -> str:
     return commit.strip() + ("+" if changes.strip() else "")
 
 
-def run_program(main: Callable[[], None]) -> None:
-    """Call `main`; a user's mistake ends with one line and exit code 2, Ctrl-C with exit code 130."""
+def run_program(main: Callable[[], T]) -> T:
+    """What `main` returns; a user's mistake ends with one line and exit code 2, Ctrl-C with exit code 130."""
     try:
-        main()
+        return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

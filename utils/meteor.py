@@ -118,9 +118,7 @@ class MeteorProcess:
         try:
             answer = self._answers.get(timeout=PATIENCE_S)
         except queue.Empty:
-            raise Unavailable(
-                f"METEOR's Java process was silent for {PATIENCE_S:.0f} s; run it again"
-            ) from None
+            raise Unavailable(f"METEOR's Java process was silent for {PATIENCE_S:.0f} s; run it again") from None
         if answer is None:
             self._process.wait()
             self._complaints.seek(0)
@@ -164,9 +162,7 @@ def score(counts: np.ndarray) -> np.ndarray:
         WMT 2014.
     """
     length, function = counts[..., 0:2], counts[..., 2:4]  # [..., hypothesis and reference]
-    matches = counts[..., 4:20].reshape(
-        *counts.shape[:-1], 4, 2, 2
-    )  # [..., matcher, content or function, side]
+    matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # [..., matcher, content or function, side]
     chunks, matched = counts[..., 20], counts[..., 21:23]
 
     of_kind = np.array([_DELTA, 1 - _DELTA])

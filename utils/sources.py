@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from data.synthetic import write_dataset
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset, load_dataset
 from data.features import FeatureStore, build_store, store_key
 from data.loading import BatchKey, ImageFiles, visual_loader
+from data.synthetic import write_dataset
 from data.transforms import Preprocessing
 from models.encoder import Encoder
 from utils.config import Config
@@ -73,9 +73,7 @@ def frozen_features(
     if not path.exists():
         size = config.model.encoder.batch_size
         keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
-        chunks = track(
-            visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}"
-        )
+        chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
         build_store(path, chunks, len(images), lambda batch: encode(encoder, batch, precision), description)
     return FeatureStore(path)
 

@@ -41,7 +41,5 @@ def spice(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> np.
             {image: [hypothesis] for image, hypothesis in enumerate(hypotheses)},
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Unavailable(
-            f"SPICE failed ({error}); it needs Java 8 and a writable {library.parent}"
-        ) from error
+        raise Unavailable(f"SPICE failed ({error}); it needs Java 8 and a writable {library.parent}") from error
     return np.array([score["All"]["f"] for score in scores])

@@ -82,16 +82,13 @@ def paired_test(baseline: Scores, scores: Scores, n: int = 1000, seed: int = 0) 
     resampled = _join(_differences(both, w, 0 * w) for w in _resamples(images, n, seed))
     shuffles = np.random.default_rng([seed, 1])
     shuffled = _join(
-        _differences(both, keep, 1 - keep)
-        for keep in (shuffles.integers(0, 2, (size, images)) for size in _chunks(n))
+        _differences(both, keep, 1 - keep) for keep in (shuffles.integers(0, 2, (size, images)) for size in _chunks(n))
     )
     comparisons = {}
     for name, (difference,) in observed.items():
         # A shuffle that differs by rounding alone is as large.
         as_large = int(np.count_nonzero(np.abs(shuffled[name]) >= abs(difference) - 1e-12))
-        comparisons[name] = Comparison(
-            float(difference), *_interval(resampled[name]), p=(as_large + 1) / (n + 1)
-        )
+        comparisons[name] = Comparison(float(difference), *_interval(resampled[name]), p=(as_large + 1) / (n + 1))
     return comparisons
 
 

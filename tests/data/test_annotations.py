@@ -23,9 +23,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def test_karpathy_fields(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.json", {"images": [entry(), entry(filename="b.jpg", imgid=8, split="restval")]}
-    )
+    path = write(tmp_path / "a.json", {"images": [entry(), entry(filename="b.jpg", imgid=8, split="restval")]})
     first, second = read_karpathy(path)
     assert (first.imgid, first.filename, first.split) == (7, "airport_1.jpg", "train")
     assert first.captions == ("a plane .", "one plane")

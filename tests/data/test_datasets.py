@@ -59,9 +59,7 @@ def test_nwpu_with_and_without_category_folders(tmp_path: Path, folder: str, nes
         for i, split in enumerate(("train", "val", "test")):
             filename = f"{category}_{i:03}.jpg"
             Image.new("RGB", (8, 8)).save(where / filename)
-            document[category].append(
-                {"filename": filename, "imgid": i, "split": split, "raw": f"{category} {i}"}
-            )
+            document[category].append({"filename": filename, "imgid": i, "split": split, "raw": f"{category} {i}"})
     (tmp_path / "dataset_nwpu.json").write_text(json.dumps(document))
     dataset = load_dataset("NWPU", tmp_path)
     assert len(dataset.images) == 6

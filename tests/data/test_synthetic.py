@@ -45,9 +45,7 @@ def scenes() -> tuple[Scene, ...]:
 
 def digest(scene: Scene) -> str:
     parts = (scene.image, scene.mask, scene.boxes, scene.labels)
-    return hashlib.sha256(
-        b"".join(p.tobytes() for p in parts) + "|".join(scene.captions).encode()
-    ).hexdigest()
+    return hashlib.sha256(b"".join(p.tobytes() for p in parts) + "|".join(scene.captions).encode()).hexdigest()
 
 
 def colours_seen(scene: Scene, row: int) -> np.ndarray:
@@ -60,11 +58,7 @@ def colours_seen(scene: Scene, row: int) -> np.ndarray:
 def test_scene_has_what_it_promises():
     for scene in scenes():
         assert scene.image.shape == (224, 224, 3) and scene.image.dtype == np.uint8
-        assert (
-            scene.mask.shape == (224, 224)
-            and scene.mask.dtype == np.uint8
-            and scene.mask.max() < len(CLASSES)
-        )
+        assert scene.mask.shape == (224, 224) and scene.mask.dtype == np.uint8 and scene.mask.max() < len(CLASSES)
         assert scene.boxes.shape == (len(scene.labels), 4) and scene.boxes.dtype == np.float32
         assert scene.labels.dtype == np.int64 and {CLASSES[i] for i in scene.labels} <= THINGS.keys()
         assert scene.image.std() > 5

@@ -82,9 +82,9 @@ LETTERS = "aéüßœŁčżπΩжЯ中日한אب’‘“”–—…½²°€£�
 )
 @given(
     st.lists(
-        st.lists(
-            st.one_of(st.sampled_from(PIECES), st.text("abcdeinorst", min_size=1, max_size=9)), max_size=15
-        ).map(" ".join)
+        st.lists(st.one_of(st.sampled_from(PIECES), st.text("abcdeinorst", min_size=1, max_size=9)), max_size=15).map(
+            " ".join
+        )
         | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20)
         | st.text(st.sampled_from(LETTERS), max_size=20),
         min_size=50,

@@ -20,9 +20,7 @@ def scene(seed: int, gts: int = 4, classes: int = 3, side: int = 64) -> tuple[Te
         strides.append(torch.full((len(cells) ** 2,), float(px)))
     center, stride = torch.cat(centers).double(), torch.cat(strides).double()
     noise = torch.randn(len(center), 5 + classes, generator=generator).double()
-    pred = torch.cat(
-        [center + noise[:, :2] * stride[:, None], (noise[:, 2:4] * 0.5).exp() * stride[:, None] * 2], 1
-    )
+    pred = torch.cat([center + noise[:, :2] * stride[:, None], (noise[:, 2:4] * 0.5).exp() * stride[:, None] * 2], 1)
     gt_center = torch.rand(gts, 2, generator=generator).double() * side
     gt_size = torch.rand(gts, 2, generator=generator).double() * side / 2 + 4
     labels = torch.randint(0, classes, (gts,), generator=generator)
@@ -39,9 +37,7 @@ def naive_iou(a: list[float], b: list[float]) -> float:
     return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
 
 
-def naive_simota(
-    inputs: Sequence[Tensor], radius: float = 1.5, topk: int = 10
-) -> dict[int, tuple[int, float]]:
+def naive_simota(inputs: Sequence[Tensor], radius: float = 1.5, topk: int = 10) -> dict[int, tuple[int, float]]:
     """SimOTA by the paper, anchor by anchor: {anchor: (ground truth, IoU)}."""
     pred, cls, obj, centers, strides, gt, labels = (x.tolist() for x in inputs)
 
@@ -49,10 +45,7 @@ def naive_simota(
         return 1 / (1 + math.exp(-x))
 
     anchors, gts = range(len(pred)), list(range(len(gt)))
-    near = [
-        [all(abs(centers[a][i] - gt[g][i]) < radius * strides[a] for i in (0, 1)) for a in anchors]
-        for g in gts
-    ]
+    near = [[all(abs(centers[a][i] - gt[g][i]) < radius * strides[a] for i in (0, 1)) for a in anchors] for g in gts]
     gts = [g for g in gts if any(near[g])]
     candidates = [a for a in anchors if any(near[g][a] for g in gts)]
     cost, iou = {}, {}

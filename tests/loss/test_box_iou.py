@@ -129,9 +129,7 @@ def test_alpha_of_ciou_carries_no_gradient() -> None:
     with torch.no_grad():
         alpha = v / (box_iou_loss(pred, target, "iou", reduction="none") + v + 1e-7)
     got = torch.autograd.grad((ciou - diou).sum(), (pred, target))
-    torch.testing.assert_close(
-        got, torch.autograd.grad((alpha * v).sum(), (pred, target)), rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(got, torch.autograd.grad((alpha * v).sum(), (pred, target)), rtol=1e-9, atol=1e-12)
 
 
 def test_ciou_uses_eps_everywhere() -> None:

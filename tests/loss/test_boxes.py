@@ -16,9 +16,7 @@ BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(
 
 def naive_iou(a: list[float], b: list[float]) -> float:
     """Count unit squares: boxes have whole coordinates."""
-    squares = [
-        {(x, y) for x in range(int(c[0]), int(c[2])) for y in range(int(c[1]), int(c[3]))} for c in (a, b)
-    ]
+    squares = [{(x, y) for x in range(int(c[0]), int(c[2])) for y in range(int(c[1]), int(c[3]))} for c in (a, b)]
     union = len(squares[0] | squares[1])
     return len(squares[0] & squares[1]) / union if union else 0.0
 

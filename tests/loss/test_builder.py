@@ -57,9 +57,7 @@ def test_the_documents_example() -> None:
     focal = LOSS_REGISTRY["focal_loss"](alpha=0.25, gamma=2.0)(out["pred"], target["target"])
     torch.testing.assert_close(result.total, ce + 0.5 * focal)
     torch.testing.assert_close(result.terms, {"cross_entropy": ce.detach(), "focal_loss": focal.detach()})
-    torch.testing.assert_close(
-        result.weighted, {"cross_entropy": ce.detach(), "focal_loss": 0.5 * focal.detach()}
-    )
+    torch.testing.assert_close(result.weighted, {"cross_entropy": ce.detach(), "focal_loss": 0.5 * focal.detach()})
     result.total.backward()
     assert out["pred"].grad is not None
     assert not any(term.requires_grad for term in (*result.terms.values(), *result.weighted.values()))
@@ -126,9 +124,7 @@ def test_unknown_criteria_and_keys_are_refused_with_the_known_ones() -> None:
 
 
 def test_the_config_and_the_inputs_are_not_changed() -> None:
-    cfg = {
-        "model": {"losses": [{"criterion": "cross_entropy", "weight": None}, {"criterion": "custum_loss"}]}
-    }
+    cfg = {"model": {"losses": [{"criterion": "cross_entropy", "weight": None}, {"criterion": "custum_loss"}]}}
     before = copy.deepcopy(cfg)
     out, target = captioning()
     keys = set(out), set(target)
@@ -145,9 +141,7 @@ def test_class_weight_reaches_cross_entropy_alone() -> None:
     expected = F.cross_entropy(out["pred"], target["target"], weight=torch.tensor(class_weight).double())
     torch.testing.assert_close(result.terms["cross_entropy"], expected.detach())
     assert result.terms["softmax_focal_loss"] == plain.terms["softmax_focal_loss"]
-    own = LossFactory(
-        [{"criterion": "cross_entropy", "class_weight": [1.0, 1.0, 1.0]}], class_weight=class_weight
-    )
+    own = LossFactory([{"criterion": "cross_entropy", "class_weight": [1.0, 1.0, 1.0]}], class_weight=class_weight)
     assert own(out, target).total == plain.terms["cross_entropy"]
 
 
@@ -255,9 +249,7 @@ def test_every_kind_of_call() -> None:
 
 
 def test_set_epoch_reaches_those_that_need_it() -> None:
-    factory = LossFactory(
-        [{"criterion": "cross_entropy"}, {"criterion": "yolox_loss", "l1_activate_epoch": 3}]
-    )
+    factory = LossFactory([{"criterion": "cross_entropy"}, {"criterion": "yolox_loss", "l1_activate_epoch": 3}])
     torch.manual_seed(0)
     out = {"pred": [torch.randn(1, 7, 4, 4)]}
     target = {

@@ -90,9 +90,7 @@ def test_zero_with_graph_of_several_tensors() -> None:
         ((2, 5, 4, 4), (2, 4, 4), (1, -1), 1),
     ],
 )
-def test_find_class_dim(
-    logits: tuple[int, ...], labels: tuple[int, ...], dims: tuple[int, ...], expected: int
-) -> None:
+def test_find_class_dim(logits: tuple[int, ...], labels: tuple[int, ...], dims: tuple[int, ...], expected: int) -> None:
     assert find_class_dim(torch.zeros(logits), torch.zeros(labels), dims) == expected
 
 

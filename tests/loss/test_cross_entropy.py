@@ -42,9 +42,7 @@ def test_definition(smoothing: float, weights: list[float] | None) -> None:
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_it_is_torchs(reduction: str, smoothing: float, weighted: bool, probabilities: bool) -> None:
     logits = numbers(2, 5, 3, 3)
-    target = (
-        numbers(2, 5, 3, 3, seed=1).detach().softmax(1) if probabilities else torch.randint(0, 5, (2, 3, 3))
-    )
+    target = numbers(2, 5, 3, 3, seed=1).detach().softmax(1) if probabilities else torch.randint(0, 5, (2, 3, 3))
     if not probabilities:
         target[0, 0, 0] = -100
     weight = torch.rand(5, dtype=torch.float64) if weighted else None

@@ -42,9 +42,7 @@ def test_definition(logits: Tensor) -> None:
     assert values.tolist() == pytest.approx(expected, rel=1e-12)
     mean = sum(x / n for x, n in zip(expected, LENGTHS.tolist(), strict=True)) / N
     assert CTCLoss()(logits, TARGETS, INPUTS, LENGTHS).item() == pytest.approx(mean, rel=1e-12)
-    assert CTCLoss(reduction="sum")(logits, TARGETS, INPUTS, LENGTHS).item() == pytest.approx(
-        sum(expected), rel=1e-12
-    )
+    assert CTCLoss(reduction="sum")(logits, TARGETS, INPUTS, LENGTHS).item() == pytest.approx(sum(expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

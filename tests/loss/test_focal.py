@@ -82,12 +82,8 @@ def test_sigmoid_labels_are_made_onehot() -> None:
     kept = [0, 1, 3]
     expected = SigmoidFocalLoss()(logits[kept], F.one_hot(labels[kept], 3).double())
     torch.testing.assert_close(SigmoidFocalLoss()(logits, labels), expected)
-    torch.testing.assert_close(
-        SigmoidFocalLoss(class_dim=-1)(logits.view(2, 2, 3), labels.view(2, 2)), expected
-    )
-    torch.testing.assert_close(
-        SigmoidFocalLoss()(logits.view(2, 2, 3).transpose(1, 2), labels.view(2, 2)), expected
-    )
+    torch.testing.assert_close(SigmoidFocalLoss(class_dim=-1)(logits.view(2, 2, 3), labels.view(2, 2)), expected)
+    torch.testing.assert_close(SigmoidFocalLoss()(logits.view(2, 2, 3).transpose(1, 2), labels.view(2, 2)), expected)
     parts = [SigmoidFocalLoss()(logits[i : i + 2], labels[i : i + 2], token_count=3) for i in (0, 2)]
     torch.testing.assert_close(sum(parts), expected)
     same_shape = SigmoidFocalLoss()(logits, F.one_hot(labels.clamp(min=0), 3))
@@ -226,9 +222,7 @@ def test_softmax_weight_and_token_count() -> None:
     expected = SoftmaxFocalLoss(class_dim=-1)(logits[rows], words[rows])
     torch.testing.assert_close(SoftmaxFocalLoss(class_dim=-1)(logits, words, weight=often), expected)
     parts = [
-        SoftmaxFocalLoss(class_dim=-1)(
-            logits[i : i + 1], words[i : i + 1], weight=often[i : i + 1], token_count=7
-        )
+        SoftmaxFocalLoss(class_dim=-1)(logits[i : i + 1], words[i : i + 1], weight=often[i : i + 1], token_count=7)
         for i in range(3)
     ]
     torch.testing.assert_close(sum(parts), expected)

@@ -36,9 +36,7 @@ def test_definition(mode: str) -> None:
         assert loss(x, real).item() == pytest.approx(naive(mode, x, real), rel=1e-12)
     expected = (naive(mode, x, True) + naive(mode, z, False)) / 2
     assert loss.discriminator_loss(x, z).item() == pytest.approx(expected, rel=1e-12)
-    assert loss.generator_loss(z).item() == pytest.approx(
-        naive(mode, z, True, discriminator=False), rel=1e-12
-    )
+    assert loss.generator_loss(z).item() == pytest.approx(naive(mode, z, True, discriminator=False), rel=1e-12)
     torch.autograd.gradcheck(loss.discriminator_loss, (x, z))
     torch.autograd.gradcheck(loss.generator_loss, (z,))
 
@@ -64,9 +62,7 @@ def test_scales_are_averaged() -> None:
     scales = [scores(), scores(1)[:, :, :2], scores(2)[:1]]
     expected = torch.stack([loss(scale, False) for scale in scales]).mean()
     torch.testing.assert_close(loss(scales, False), expected)
-    torch.testing.assert_close(
-        loss.discriminator_loss(scales[0], scales), 0.5 * (loss(scales[0], True) + expected)
-    )
+    torch.testing.assert_close(loss.discriminator_loss(scales[0], scales), 0.5 * (loss(scales[0], True) + expected))
 
 
 def test_the_hinge_stops_at_the_margin_for_the_discriminator_alone() -> None:

@@ -135,8 +135,7 @@ def test_a_mask_of_numbers_is_repetition_and_parts_add_up() -> None:
     expected = KLDistillationLoss()(student[rows], teacher[rows])
     torch.testing.assert_close(KLDistillationLoss()(student, teacher, often), expected)
     parts = [
-        KLDistillationLoss()(student[i : i + 1], teacher[i : i + 1], often[i : i + 1], token_count=3)
-        for i in range(3)
+        KLDistillationLoss()(student[i : i + 1], teacher[i : i + 1], often[i : i + 1], token_count=3) for i in range(3)
     ]
     torch.testing.assert_close(sum(parts), expected)
 
@@ -233,9 +232,7 @@ def test_equal_policies_give_0_and_mixed_ones_are_refused() -> None:
 def test_rlhf_full_has_two_directions() -> None:
     policy, ref = numbers(2, 3, 4), numbers(2, 3, 4, seed=1)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    pairs = [
-        (softmax(policy[b, t].tolist()), softmax(ref[b, t].tolist())) for b, t in mask.nonzero().tolist()
-    ]
+    pairs = [(softmax(policy[b, t].tolist()), softmax(ref[b, t].tolist())) for b, t in mask.nonzero().tolist()]
     ref_policy = sum(naive_kl(r, p) for p, r in pairs) / 3
     policy_ref = sum(naive_kl(p, r) for p, r in pairs) / 3
     assert abs(ref_policy - policy_ref) > 1e-3
@@ -298,9 +295,7 @@ def test_rlhf_k3_is_never_negative() -> None:
     ref = policy + 1e-4 * torch.randn(10_000)
     r = (ref - policy).double()
     loss = RLHFKLLoss(1.0, "k3")(policy, ref)
-    assert loss.item() == pytest.approx(
-        (torch.expm1(r) - r).mean().item(), rel=1e-2
-    )  # r has 3 digits in float32
+    assert loss.item() == pytest.approx((torch.expm1(r) - r).mean().item(), rel=1e-2)  # r has 3 digits in float32
     assert loss > 0
     assert (r.float().exp() - 1 - r.float()).min() < 0  # the plain form
 
@@ -311,8 +306,7 @@ def test_rlhf_k3_is_never_negative() -> None:
 def test_alignment_of_logits_divides_by_c() -> None:
     logits, label = numbers(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 1.0]])
     rows = [
-        naive_kl(softmax([10 * x for x in y]), softmax(x))
-        for x, y in zip(logits.tolist(), label.tolist(), strict=True)
+        naive_kl(softmax([10 * x for x in y]), softmax(x)) for x, y in zip(logits.tolist(), label.tolist(), strict=True)
     ]
     assert AlignmentKLLoss()(logits, label).item() == pytest.approx(sum(rows) / 3, rel=1e-12)
     # ActionCLIP's form: size_average's mean over all elements, times the batch

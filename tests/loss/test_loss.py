@@ -80,9 +80,7 @@ def test_flat_input_counts_every_step_of_the_attention_as_the_original_does(batc
 
 def test_attention_may_have_more_steps_than_flat_words(batch: Batch) -> None:
     logits, words, attention = batch
-    _, terms = custum_loss()(
-        logits[:, 1:].flatten(0, 1), words[:, 1:].flatten(), attention, N, return_terms=True
-    )
+    _, terms = custum_loss()(logits[:, 1:].flatten(0, 1), words[:, 1:].flatten(), attention, N, return_terms=True)
     assert float(terms["dsr"]) == pytest.approx(naive(batch, N, padding=False)["dsr"], rel=1e-12)
 
 
@@ -193,9 +191,7 @@ def test_classes_are_on_the_last_axis_even_where_words_are_as_many(batch: Batch)
 
 def test_classes_on_axis_1_are_taken_where_the_last_cannot_be(batch: Batch) -> None:
     logits, words, attention = batch
-    torch.testing.assert_close(
-        custum_loss()(logits.transpose(1, 2), words, attention, N), custum_loss()(*batch, N)
-    )
+    torch.testing.assert_close(custum_loss()(logits.transpose(1, 2), words, attention, N), custum_loss()(*batch, N))
 
 
 def test_region_count_is_used_as_given_with_a_warning(batch: Batch) -> None:

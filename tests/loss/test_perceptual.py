@@ -25,9 +25,7 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.5)
-        )
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.5))
         self.second = nn.Conv2d(4, 5, 3, stride=2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -71,8 +69,7 @@ def naive_style(maps: list[tuple[list, list]]) -> float:
             for c in range(channels):
                 for d in range(channels):
                     g = [
-                        sum(m[b][c][i][j] * m[b][d][i][j] for i, j in places) / (channels * len(places))
-                        for m in (x, y)
+                        sum(m[b][c][i][j] * m[b][d][i][j] for i, j in places) / (channels * len(places)) for m in (x, y)
                     ]
                     total += (g[0] - g[1]) ** 2 / (batch * channels * channels)
     return total
@@ -128,9 +125,7 @@ def test_gradient_reaches_the_target_of_lpips_only() -> None:
         PerceptualLoss(Toy().double(), criterion=criterion)(pred, target).backward()
         assert (gradient(pred) != 0).any()
         assert (target.grad is not None) is (criterion == "lpips")
-    assert torch.autograd.gradcheck(
-        PerceptualLoss(Toy().double(), criterion="lpips"), (pred, target), fast_mode=True
-    )
+    assert torch.autograd.gradcheck(PerceptualLoss(Toy().double(), criterion="lpips"), (pred, target), fast_mode=True)
 
 
 def test_features_of_zeros_have_no_gradient_rather_than_nan() -> None:
@@ -181,9 +176,7 @@ def test_one_map_may_come_alone() -> None:
 def test_half_precision_is_computed_in_float32(criterion: str, dtype: torch.dtype) -> None:
     pred, target = (torch.full((1, 3, 2, 2), v, dtype=dtype) for v in (6e4, -6e4))  # squares overflow float16
     pred.requires_grad_()
-    loss = PerceptualLoss(lambda image: [image.to(dtype)], criterion=criterion, style_weight=1e-12)(
-        pred, target
-    )
+    loss = PerceptualLoss(lambda image: [image.to(dtype)], criterion=criterion, style_weight=1e-12)(pred, target)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and loss > 0 and gradient(pred).isfinite().all()
 

@@ -80,9 +80,7 @@ def naive(out: dict, target: dict, ohem: bool = False, keep: int = 131072, **o: 
     }
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"ohem": True}, {"ohem": True, "keep": 20}, {"ohem": True, "keep": 0}]
-)
+@pytest.mark.parametrize("options", [{}, {"ohem": True}, {"ohem": True, "keep": 20}, {"ohem": True, "keep": 0}])
 @pytest.mark.parametrize("seed", range(3))
 def test_terms_are_the_naive_loop(seed: int, options: dict) -> None:
     out, target = scene(seed)
@@ -116,13 +114,8 @@ def test_weights() -> None:
     torch.testing.assert_close(weighted["boundary_aware"], plain["boundary_aware"] * 3)
     without = PIDNetLoss()({**out, "extra_p": None}, target, return_terms=True)[1]["semantic"]
     torch.testing.assert_close(weighted["semantic"], without * 2)
-    assert (
-        PIDNetLoss(bd_thresh=0.99)(out, target, return_terms=True)[1]["boundary_aware"]
-        != plain["boundary_aware"]
-    )
-    assert PIDNetLoss(ohem=True, ohem_thresh=0.5, ohem_min_kept=1)(out, target) != PIDNetLoss(ohem=True)(
-        out, target
-    )
+    assert PIDNetLoss(bd_thresh=0.99)(out, target, return_terms=True)[1]["boundary_aware"] != plain["boundary_aware"]
+    assert PIDNetLoss(ohem=True, ohem_thresh=0.5, ohem_min_kept=1)(out, target) != PIDNetLoss(ohem=True)(out, target)
 
 
 def test_no_auxiliary_map_drops_its_term() -> None:
@@ -197,9 +190,7 @@ def test_ignored_pixels_change_nothing() -> None:
     out, target = scene(small=7)
     ignored = (target["target"] == IGNORE)[:, None]
     changed = {key: (m.detach() + 10 * ignored if key != "extra_d" else m.detach()) for key, m in out.items()}
-    torch.testing.assert_close(
-        PIDNetLoss()(changed, target), PIDNetLoss()(out, target).detach(), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(PIDNetLoss()(changed, target), PIDNetLoss()(out, target).detach(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("ohem", [False, True])
@@ -254,10 +245,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, ohem: bool) -
 
 
 def test_an_empty_batch_is_zero_with_a_graph() -> None:
-    out = {
-        key: torch.zeros(0, c, 4, 4, requires_grad=True)
-        for key, c in (("extra_p", 2), ("pred", 2), ("extra_d", 1))
-    }
+    out = {key: torch.zeros(0, c, 4, 4, requires_grad=True) for key, c in (("extra_p", 2), ("pred", 2), ("extra_d", 1))}
     target = {"target": torch.zeros(0, 4, 4, dtype=torch.int64), "bd_gt": torch.zeros(0, 4, 4)}
     for ohem in (False, True):
         loss = PIDNetLoss(ohem=ohem)(out, target)

@@ -92,9 +92,7 @@ def test_an_unknown_constructor_key_is_refused(criterion: str) -> None:
 # the common contract, on a batch of n for each loss, through the factory
 
 
-def sample(
-    criterion: str, n: int, dtype: torch.dtype
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def sample(criterion: str, n: int, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return an entry, out and target with n examples; what has a gradient is a leaf of ``dtype``."""
     torch.manual_seed(0)
 
@@ -225,9 +223,7 @@ def test_terms_sum_to_the_loss(criterion: str) -> None:
     if result.parts:
         assert all(name.startswith("it/") for name in result.parts)
         torch.testing.assert_close(torch.stack(list(result.parts.values())).sum(), result.terms["it"])
-    assert bool(result.parts) == (
-        "return_terms" in inspect.signature(LOSS_REGISTRY[criterion].forward).parameters
-    )
+    assert bool(result.parts) == ("return_terms" in inspect.signature(LOSS_REGISTRY[criterion].forward).parameters)
     assert not any(term.requires_grad for term in (*result.parts.values(), *result.terms.values()))
 
 

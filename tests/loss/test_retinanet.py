@@ -24,9 +24,7 @@ def scene(seed: int = 0, images: int = 2, anchors: int = 40) -> tuple[dict, dict
 
     def boxes(count: int) -> Tensor:
         corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 40
-        return torch.cat(
-            [corner, corner + torch.rand(count, 2, generator=generator, dtype=torch.float64) * 30 + 4], 1
-        )
+        return torch.cat([corner, corner + torch.rand(count, 2, generator=generator, dtype=torch.float64) * 30 + 4], 1)
 
     def head(*shape: int) -> list[Tensor]:
         whole = torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -56,9 +54,7 @@ def test_terms_and_gradients_are_torchvisions(seed: int) -> None:
         for gt in target["gt"]
     ]
     heads = {key: torch.cat(out[key], 1) for key in ("cls_logits", "bbox_regression")}
-    theirs = RetinaNetHead(4, 1, CLASSES).compute_loss(
-        target["gt"], heads, [out["anchors"]] * len(matched), matched
-    )
+    theirs = RetinaNetHead(4, 1, CLASSES).compute_loss(target["gt"], heads, [out["anchors"]] * len(matched), matched)
     total, terms = RetinaNetLoss()(out, target, return_terms=True)
     assert terms.keys() == theirs.keys() and not any(term.requires_grad for term in terms.values())
     for name, term in terms.items():
@@ -152,18 +148,14 @@ def test_gradcheck() -> None:
     def loss(cls_logits: Tensor, bbox_regression: Tensor) -> Tensor:
         return RetinaNetLoss()({**out, "cls_logits": cls_logits, "bbox_regression": bbox_regression}, target)
 
-    assert torch.autograd.gradcheck(
-        loss, tuple(torch.cat(out[key], 1).detach().requires_grad_() for key in keys)
-    )
+    assert torch.autograd.gradcheck(loss, tuple(torch.cat(out[key], 1).detach().requires_grad_() for key in keys))
 
 
 def test_order_of_boxes_does_not_matter() -> None:
     out, target = scene(1, images=1)
     assert len(target["gt"][0]["labels"]) > 1
     flipped = {"gt": [{key: value.flip(0) for key, value in target["gt"][0].items()}]}
-    torch.testing.assert_close(
-        RetinaNetLoss()(out, target), RetinaNetLoss()(out, flipped), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(RetinaNetLoss()(out, target), RetinaNetLoss()(out, flipped), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,11 @@ def gradient(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def scene(
-    seed: int = 0, images: int = 2, classes: int = CLASSES, img_size: int = IMG
-) -> tuple[list[Tensor], dict]:
+def scene(seed: int = 0, images: int = 2, classes: int = CLASSES, img_size: int = IMG) -> tuple[list[Tensor], dict]:
     """Raw maps of strides 8 and 16, float64, and up to three boxes an image (none in the last of several)."""
     generator = torch.Generator().manual_seed(seed)
     maps = [
-        torch.randn(
-            images, 5 + classes, img_size // s, img_size // s, generator=generator, dtype=torch.float64
-        )
+        torch.randn(images, 5 + classes, img_size // s, img_size // s, generator=generator, dtype=torch.float64)
         for s in (8, 16)
     ]
     gt = []
@@ -52,9 +48,7 @@ def naive(maps: list[Tensor], target: dict, use_l1: bool) -> dict[str, float]:
             for row in range(level.shape[2]):
                 for column in range(level.shape[3]):
                     anchors.append((level[image, :, row, column].tolist(), column, row, stride))
-        boxes = [
-            ((r[0] + x) * s, (r[1] + y) * s, math.exp(r[2]) * s, math.exp(r[3]) * s) for r, x, y, s in anchors
-        ]
+        boxes = [((r[0] + x) * s, (r[1] + y) * s, math.exp(r[2]) * s, math.exp(r[3]) * s) for r, x, y, s in anchors]
         corners = gt["boxes"].tolist()
         wanted = [((a + c) / 2, (b + d) / 2, c - a, d - b) for a, b, c, d in corners]
         found = SimOTAAssigner()(
@@ -141,9 +135,7 @@ def test_gradient_of_the_boxes_leaves_the_soft_target_out() -> None:
                 moved = maps[0].detach().clone()
                 moved[tuple(place)] += sign * step
                 terms = YOLOXLoss(1)({"pred": [moved, maps[1]]}, target, return_terms=True)[1]
-                values.append(
-                    terms["iou"] + terms["l1"] + terms["obj"]
-                )  # not cls: its target moves with the box
+                values.append(terms["iou"] + terms["l1"] + terms["obj"])  # not cls: its target moves with the box
             expected[tuple(place)] = (values[0] - values[1]) / (2 * step)
     assert expected.abs().sum() > 0
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)  # central differences of step 1e-6
@@ -155,9 +147,7 @@ def test_l1_follows_the_epoch() -> None:
     def l1(loss: YOLOXLoss) -> float:
         return loss({"pred": maps}, target, return_terms=True)[1]["l1"].item()
 
-    assert (
-        l1(YOLOXLoss()) == l1(YOLOXLoss(None)) == 0.0
-    )  # None is never; the original compares with it and fails
+    assert l1(YOLOXLoss()) == l1(YOLOXLoss(None)) == 0.0  # None is never; the original compares with it and fails
     assert l1(YOLOXLoss(2)) == 0.0  # no epoch set: as at epoch 1; the original takes "on"
     assert l1(YOLOXLoss(1)) > 0.0
     loss = YOLOXLoss(3)
@@ -285,12 +275,9 @@ def test_float32_agrees_with_float64() -> None:
 def test_normaliser_is_of_the_batch() -> None:
     maps, target = scene(4, images=3)
     singles = [
-        YOLOXLoss()({"pred": [m[i : i + 1] for m in maps]}, {**target, "gt": target["gt"][i : i + 1]})
-        for i in range(3)
+        YOLOXLoss()({"pred": [m[i : i + 1] for m in maps]}, {**target, "gt": target["gt"][i : i + 1]}) for i in range(3)
     ]
-    assert YOLOXLoss()({"pred": maps}, target).item() != pytest.approx(
-        torch.stack(singles).mean().item(), rel=1e-3
-    )
+    assert YOLOXLoss()({"pred": maps}, target).item() != pytest.approx(torch.stack(singles).mean().item(), rel=1e-3)
 
 
 def test_strides_and_classes_of_the_constructor() -> None:

@@ -23,9 +23,7 @@ def naive(
             energy.append(math.exp(e) if mask[p, n] else 0.0)
         a = [e / sum(energy) for e in energy]
         weights.append(a)
-        contexts.append(
-            [sum(a[n] * float(values[p, n, d]) for n in range(len(a))) for d in range(values.shape[2])]
-        )
+        contexts.append([sum(a[n] * float(values[p, n, d]) for n in range(len(a))) for d in range(values.shape[2])])
     return torch.tensor(contexts), torch.tensor(weights)
 
 

@@ -101,9 +101,7 @@ def test_sampling_follows_the_distribution(model: Decoder) -> None:
         logits, _, _ = model.step(one, model.start(one), torch.tensor([START]))
     expected = logits[0, WORDS].softmax(-1)
     many = one.select(torch.zeros(20_000, dtype=torch.long))
-    first = torch.tensor(
-        [h.tokens[0] for h in sample(model, many, 1, generator=torch.Generator().manual_seed(0))]
-    )
+    first = torch.tensor([h.tokens[0] for h in sample(model, many, 1, generator=torch.Generator().manual_seed(0))])
     found = torch.stack([(first == word).float().mean() for word in WORDS])
     # five standard errors of a share of 20,000 draws
     torch.testing.assert_close(found, expected, rtol=0, atol=5 * 0.5 / 20_000**0.5)

@@ -55,9 +55,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode() -> Non
     output = model(images, tokens, torch.tensor([0, 0, 1]))
     output.logits.sum().backward()
     assert all(p.grad is None for p in model.encoder.parameters())
-    assert sum(len(g["params"]) for g in model.parameter_groups(1, 1, 0)) == len(
-        list(model.decoder.parameters())
-    )  # type: ignore[arg-type]
+    assert sum(len(g["params"]) for g in model.parameter_groups(1, 1, 0)) == len(list(model.decoder.parameters()))  # type: ignore[arg-type]
 
 
 def test_a_trained_encoder_gets_gradients_and_keeps_its_batch_statistics() -> None:

@@ -35,9 +35,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     assert parse_config(read_yaml(path), "") == config
-    assert yaml.safe_load(dump_config(config))["model"]["losses"] == [
-        {"criterion": "cross_entropy", "weight": None}
-    ]
+    assert yaml.safe_load(dump_config(config))["model"]["losses"] == [{"criterion": "cross_entropy", "weight": None}]
     assert flatten(config)["train.lr"] == 1e-5
 
 

@@ -14,15 +14,9 @@ LITE = "tf_efficientnet_lite0"
 
 
 def test_pip_weights_see_what_they_were_trained_to_see() -> None:
-    """With the package's own classifier on top, a green square is called a green thing's picture every time.
-
-    The oracle is the package's state dict laid over timm's whole model, in the order of its layers, and the
-    preprocessing (x - 127) / 128 of the original.
-    """
+    """Held against the package's state dict laid over timm's whole model, fed with (x - 127) / 128 as the original."""
     package, name = PIP_WEIGHTS[LITE]
-    state = torch.load(
-        getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True
-    )
+    state = torch.load(getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True)
     whole = timm.create_model(LITE, pretrained=False)
     given = [v for k, v in state.items() if "num_batches" not in k]
     keys = [k for k in whole.state_dict() if "num_batches" not in k]
@@ -53,9 +47,9 @@ def test_a_file_brings_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_faults_name_the_ways_that_work(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no pip package.*hub, none, or a file"):
+    with pytest.raises(UserError, match=r"no pip package.*hub, none, or a file"):
         load_encoder("resnet18", "pip")
-    with pytest.raises(UserError, match="model.encoder.name"):
+    with pytest.raises(UserError, match=r"model\.encoder\.name"):
         load_encoder("resnet_of_mine", "none")
     with pytest.raises(UserError, match="no such file"):
         load_encoder("resnet18", str(tmp_path / "missing.pth"))
@@ -76,6 +70,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     encoder = load_encoder("resnet18", "none")
     monkeypatch.setattr("utils.pretrained.Encoder", lambda name: encoder)
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(UserError, match="network is unreachable.*hub, none, or a file") as caught:
+    with pytest.raises(UserError, match=r"network is unreachable.*hub, none, or a file") as caught:
         load_encoder("resnet18", "hub")
     assert "\n" not in str(caught.value)

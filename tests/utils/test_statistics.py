@@ -8,9 +8,7 @@ from utils.statistics import bootstrap, paired_test
 def of(values: np.ndarray) -> Scores:
     """Scores of a metric that is a mean over images."""
     statistics = np.stack([values, np.ones(len(values))], axis=1)
-    return Scores(
-        tuple(range(len(values))), (Evidence(("m",), statistics, lambda s: s[..., :1] / s[..., 1:]),)
-    )
+    return Scores(tuple(range(len(values))), (Evidence(("m",), statistics, lambda s: s[..., :1] / s[..., 1:]),))
 
 
 COLOURS, THINGS = ["red", "green", "white", "black"], ["roof", "road", "river", "plane", "tank"]
@@ -24,8 +22,7 @@ def system(seed: int, right: float, images: int = 300) -> Scores:
     said = np.where(dice.random(images) < right, things, dice.choice(THINGS, images))
     hue = np.where(dice.random(images) < right / 2, colours, dice.choice(COLOURS, images))
     references = {
-        i: [f"there is a {c} {t} here", f"a {c} {t}"]
-        for i, (c, t) in enumerate(zip(colours, things, strict=True))
+        i: [f"there is a {c} {t} here", f"a {c} {t}"] for i, (c, t) in enumerate(zip(colours, things, strict=True))
     }
     return score_captions(
         {i: f"there is a {c} {t}" for i, (c, t) in enumerate(zip(hue, said, strict=True))}, references, FAST
