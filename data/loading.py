@@ -131,7 +131,7 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
-        """Batches of an epoch that fall to this process: a function of its arguments alone, so that a run can be resumed.
+        """Batches of an epoch for one of several processes; a function of its arguments alone, so runs can be resumed.
 
         Images are shuffled, then sorted by length within windows of 16 batches, so that little is padded; the batches
         are shuffled again. Every process gets the same number of batches; those left over sit out this epoch.

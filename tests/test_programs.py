@@ -40,12 +40,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """`program("train.py", "--seed", "1")` runs it as a user would, in an empty folder."""
     folder = tmp_path_factory.mktemp("elsewhere")
 
-    def run(name: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str | Path, cwd: Path = folder) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTHON"))}
         return subprocess.run(
             command,
-            cwd=options.get("cwd", folder),
+            cwd=cwd,
             env=environment,
             capture_output=True,
             text=True,
@@ -167,7 +167,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
     results, output = tmp_path / "captions.json", tmp_path / "scored.json"
     by_name = [{"image_id": row["filename"], "caption": row["caption"]} for row in evaluated["captions"]]
     results.write_text(json.dumps(by_name))
-    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    arguments: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
     call("eval", "--results", results, *arguments, "--output", output)
     assert json.loads(output.read_text())["metrics"] == evaluated["metrics"]
 
@@ -184,7 +184,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
 
 
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
-    checkpoint = ["--checkpoint", run_dir / "best.safetensors"]
+    checkpoint: list[str | Path] = ["--checkpoint", run_dir / "best.safetensors"]
     names = sorted(p.name for p in (scenes / "RSICD_images").iterdir())[:3]
     folder = tmp_path / "photos"
     folder.mkdir()

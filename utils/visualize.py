@@ -4,7 +4,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,8 +52,9 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     )
     shown = min(columns, max(len(row.words) for row in rows))
     figure = Figure(figsize=(1.3 * (shown + 1.3) + 0.9, 1.85 * len(rows)), dpi=110, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 0.8])
-    strips = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 0.8])
+    left, right = halves
+    strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, strip in zip(rows, strips, strict=True):
         caption = textwrap.shorten(" ".join(row.words), 12 * (shown + 1), placeholder=" …")
         strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")

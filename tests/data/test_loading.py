@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ VOCABULARY = Vocabulary.build([WORDS], 1)
 class Numbers:
     """Visual input that says which row and epoch it is of."""
 
-    def read(self, rows: list[int], epoch: int = 0) -> torch.Tensor:
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
         return torch.tensor([[[float(row), float(epoch)]] for row in rows])
 
 

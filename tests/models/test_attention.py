@@ -12,7 +12,7 @@ def naive(
     values: torch.Tensor,
     query: torch.Tensor,
     mask: torch.Tensor,
-):  # type: ignore[no-untyped-def]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Equations 4 to 6 of "Show, Attend and Tell", one number at a time."""
     v = attention.score.weight[0].tolist()
     contexts, weights = [], []

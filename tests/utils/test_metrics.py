@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from data.errors import UserError
 from data.tokenizer import tokenize
-from utils.metrics import FAST, by_image, common_subsequence, score_captions
+from utils.metrics import FAST, Scores, by_image, common_subsequence, score_captions
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs a Java runtime")
 
@@ -49,7 +49,7 @@ def tokenised(corpus: Corpus) -> tuple[dict[int, list[str]], dict[int, list[str]
     return references, {key: [" ".join(tokenize(caption))] for key, (caption, _) in corpus.items()}
 
 
-def score(corpus: Corpus, metrics: Sequence[str] = FAST):
+def score(corpus: Corpus, metrics: Sequence[str] = FAST) -> Scores:
     return score_captions(
         {key: caption for key, (caption, _) in corpus.items()},
         {key: group for key, (_, group) in corpus.items()},

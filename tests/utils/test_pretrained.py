@@ -1,5 +1,6 @@
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def test_pip_weights_see_what_they_were_trained_to_see() -> None:
     """Held against the package's state dict laid over timm's whole model, fed with (x - 127) / 128 as the original."""
     package, name = PIP_WEIGHTS[LITE]
     state = torch.load(getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True)
-    whole = timm.create_model(LITE, pretrained=False)
+    whole: Any = timm.create_model(LITE, pretrained=False)
     given = [v for k, v in state.items() if "num_batches" not in k]
     keys = [k for k in whole.state_dict() if "num_batches" not in k]
     whole.load_state_dict(dict(zip(keys, given, strict=True)), strict=False)
@@ -32,7 +33,7 @@ def test_pip_weights_see_what_they_were_trained_to_see() -> None:
 
 def test_a_file_brings_the_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = timm.create_model("resnet18")
+    model: Any = timm.create_model("resnet18")
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.save(model.state_dict(), tmp_path / "w.pth")
     digests = {digest(load_encoder("resnet18", str(tmp_path / name))) for name in ("w.safetensors", "w.pth")}

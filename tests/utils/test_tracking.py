@@ -54,7 +54,7 @@ def records_so_far(folder: Path) -> list[Any]:
             data += content[place + 7 : place + 7 + length]
             place += 7 + length
             if kind in (1, 4):  # whole, or the last part
-                record = wandb_internal_pb2.Record()
+                record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
                 record.ParseFromString(data)
                 found.append(record)
                 data = b""
@@ -70,7 +70,8 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     tracker.table(20, ("image", "caption"), [(image, "a plane")])
     tracker.finish()
 
-    history, settings = {}, {}
+    history: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for record in records(tmp_path):
         for item in record.history.item:
             history["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
