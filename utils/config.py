@@ -101,9 +101,11 @@ class TrainConfig(Section):
 class DecodingConfig(Section):
     """How captions are found."""
 
+    method: Literal["beam", "greedy", "sample"] = "beam"
     beam_size: Count = 5
     max_words: Count = 30
-    length_penalty: NonNegative = 1.0
+    length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
+    temperature: Positive = 1.0  # of sampling
 
 
 class TrackingConfig(Section):

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.loading import BatchKey, Visuals, visual_loader
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
-from models.decoding import beam_search
+from models.decoding import Hypothesis, beam_search, greedy, sample
 from utils.config import DecodingConfig
 from utils.devices import autocast
 from utils.progress import track
@@ -43,15 +44,32 @@ def caption_rows(
     workers: int = 0,
     what: str = "captions",
 ) -> Iterator[list[Caption]]:
-    """For each of `rows`, in order, its `beam_size` best captions, best first; under a progress bar named `what`."""
+    """For each of `rows`, in order, its captions, best first, under a progress bar named `what`.
+
+    A beam gives `beam_size` captions an image, greedy decoding and sampling one.
+    """
     device = captioner.encoder.mean.device
     captioner.eval()
     keys = [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
-    for chunk in track(visual_loader(visuals, keys, workers), len(keys), what):
+    chunks = track(visual_loader(visuals, keys, workers), len(keys), what)
+    for key, chunk in zip(keys, chunks, strict=True):
         with autocast(device, precision):
-            regions = captioner.regions(chunk.to(device))
-            found = beam_search(
-                captioner.decoder, regions, decoding.beam_size, decoding.max_words, decoding.length_penalty
-            )
+            found = decode(captioner, chunk.to(device), decoding, seed=key.rows[0])
         for hypotheses in found:
             yield [Caption(vocabulary.decode(h.tokens), h.score, h.attention.numpy()) for h in hypotheses]
+
+
+def decode(captioner: Captioner, visuals: Tensor, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
+    """The hypotheses for each image of a batch by the configured method; `seed` fixes what sampling draws."""
+    regions = captioner.regions(visuals)
+    match decoding.method:
+        case "beam":
+            return beam_search(
+                captioner.decoder, regions, decoding.beam_size, decoding.max_words, decoding.length_penalty
+            )
+        case "greedy":
+            found = greedy(captioner.decoder, regions, decoding.max_words)
+        case "sample":
+            generator = torch.Generator(visuals.device).manual_seed(seed)
+            found = sample(captioner.decoder, regions, decoding.max_words, decoding.temperature, generator)
+    return [[hypothesis] for hypothesis in found]

@@ -11,7 +11,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset, load_dataset
 from data.features import FeatureStore, build_store, store_key
 from data.loading import BatchKey, ImageFiles, visual_loader
-from data.synthetic import write_dataset
+from data.synthetic import VERSION, write_dataset
 from data.transforms import Preprocessing
 from models.encoder import Encoder
 from utils.config import Config
@@ -25,7 +25,7 @@ def open_dataset(config: Config) -> CaptionDataset:
     root = None if config.data_root is None else Path(config.data_root)
     if config.dataset == "synthetic" and root is None:
         scenes = config.synthetic
-        name = f"synthetic-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
+        name = f"synthetic-v{VERSION}-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
         root = Path(config.data.cache_dir) / name
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
     dataset = load_dataset(config.dataset, root, config.data.convention)

@@ -1,0 +1,82 @@
+"""The parts of train.py that a whole run would not show to be wrong."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from data.annotations import AnnotatedImage
+from data.loading import BatchKey, CaptionBatches
+from data.vocabulary import Vocabulary
+from loss import build_loss
+from models.captioner import Captioner
+from models.decoder import Decoder
+from models.encoder import Encoder
+from train import learning_rate, train_step
+
+SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
+VOCABULARY = Vocabulary.build([s.split() for s in SENTENCES], 1)
+
+
+class Features:
+    """Random features, each row's own, or the same for all rows."""
+
+    def __init__(self, same: bool = False) -> None:
+        self.same = same
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        seeds = [0 if self.same else row for row in rows]
+        return torch.stack([torch.randn(4, 512, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def captioner() -> Captioner:
+    torch.manual_seed(0)
+    return Captioner(Encoder("resnet18"), Decoder(len(VOCABULARY), 512, 16, 0.0))
+
+
+def gradients(
+    model: Captioner, keys: list[BatchKey], images: list[AnnotatedImage], features: Features
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Terms and gradients of one step over `keys`, one batch after another."""
+    data = CaptionBatches(images, features, VOCABULARY, 30)
+    criteria = build_loss([{"criterion": "custum_loss", "label_smoothing": 0.1}], class_dim=-1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = copy.deepcopy(model.state_dict())
+    terms = train_step(model, criteria, optimizer, [data[key] for key in keys], Accelerator(cpu=True), clip=1e9)
+    return terms, {name: before[name] - value for name, value in model.state_dict().items()}
+
+
+def images(*groups: list[str]) -> list[AnnotatedImage]:
+    return [AnnotatedImage(i, f"{i}.png", "train", tuple(captions)) for i, captions in enumerate(groups)]
+
+
+def test_accumulated_batches_are_one_batch() -> None:
+    data = images(SENTENCES[:3], SENTENCES[3:4], SENTENCES[4:])
+    terms, whole = gradients(captioner(), [BatchKey(0, [0, 1, 2])], data, Features())
+    split_terms, split = gradients(captioner(), [BatchKey(0, [1]), BatchKey(0, [0, 2])], data, Features())
+    for name in terms:
+        torch.testing.assert_close(split_terms[name], terms[name])
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, msg=name)
+    assert any(g.abs().sum() > 0 for g in whole.values())
+
+
+def test_a_caption_with_its_count_is_the_caption_repeated() -> None:
+    together = images(["a red plane"] * 3 + ["two boats"])
+    apart = images(["a red plane"], ["a red plane"], ["a red plane", "two boats"])
+    terms, once = gradients(captioner(), [BatchKey(0, [0])], together, Features(same=True))
+    repeated_terms, repeated = gradients(captioner(), [BatchKey(0, [0, 1, 2])], apart, Features(same=True))
+    torch.testing.assert_close(terms["loss"], repeated_terms["loss"])
+    for name, gradient in once.items():
+        torch.testing.assert_close(repeated[name], gradient, msg=name)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step, 100, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 0.001
+    assert learning_rate(0, 1, 0.0) == 1.0
