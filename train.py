@@ -7,7 +7,7 @@ eval.py and caption.py read), last/ (what --resume needs) and attention.png.
 
 import argparse
 
-from utils.config import Config, dump_config, load_config
+from utils.config import Config, dump_config, flatten, load_config, parse_config, read_yaml
 from utils.files import git_sha, run_program, write_whole
 
 
@@ -72,6 +72,7 @@ from utils.visualize import Panel, attention_figure
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
 OUT = ("pred", "attention", "region_count")
 TARGET = ("target", "weight", "token_count", "caption_count")
+FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "tracking.")  # change no result
 PICTURED = 6  # val images in attention.png
 console = Console(soft_wrap=True, highlight=False)
 
@@ -94,8 +95,10 @@ def main(config: Config, resume: bool) -> None:
         raise UserError(f"model.losses: {error}") from None
     if problems := criteria.missing(OUT, TARGET):
         raise UserError(f"model.losses: {'; '.join(problems)}")
-    precision = choose_precision(config.train.precision, best_device())
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    device = best_device()
+    precision = choose_precision(config.train.precision, device)
+    # told that it is a CPU, it lets several processes speak over gloo
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     console.quiet = not accelerator.is_main_process
 
@@ -128,6 +131,8 @@ def main(config: Config, resume: bool) -> None:
     if state_path.exists():
         progress = Progress(**load_state(state_path, captioner, optimizer))
         console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
+    if rank:  # parameters come from the first process, dropout differs
+        set_seed(hash((config.seed, rank, progress.step)) % 2**32)
     tracker = Tracker(run_dir, config, progress.step) if accelerator.is_main_process else None
     log = tracker.log if tracker else lambda *_: None
     model, optimizer = accelerator.prepare(captioner, optimizer)
@@ -138,6 +143,10 @@ def main(config: Config, resume: bool) -> None:
     console.print(f"run folder {run_dir}: {total} steps on {accelerator.device} in {precision}")
 
     for epoch in range(progress.epoch, config.train.epochs):
+        if epoch - progress.best_epoch >= config.train.patience:
+            console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
+            break
+
         # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all processes.
         model.train()
         criteria.set_epoch(epoch + 1)
@@ -181,12 +190,8 @@ def main(config: Config, resume: bool) -> None:
             save_state(state_path, captioner, optimizer, asdict(progress))
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         seconds = time.monotonic() - began
-        console.print(
-            f"epoch {epoch + 1:3d}  loss {float(terms['loss']):.3f}  {shown}  {trained:.0f} + {seconds - trained:.0f} s"
-        )
-        if epoch + 1 - progress.best_epoch >= config.train.patience:
-            console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
-            break
+        loss = float(terms["train/loss"])
+        console.print(f"epoch {epoch + 1:3d}  loss {loss:.3f}  {shown}  {trained:.0f} + {seconds - trained:.0f} s")
 
     accelerator.wait_for_everyone()
     if tracker:
@@ -236,22 +241,29 @@ def train_step(
                     "caption_count": caption_count,
                 },
             )
-            if not torch.isfinite(result.total):
-                values = ", ".join(f"{name} {float(value)}" for name, value in log_terms(result).items())
-                raise UserError(f"the loss is not finite ({values}); lower train.lr or set train.precision=fp32")
+            stop_unless_finite(result.total, "loss", log_terms(result))
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():
             terms[name] = terms[name] + value if name in terms else value
-    terms["gradient"] = accelerator.clip_grad_norm_(model.parameters(), clip)
+    terms["train/gradient"] = accelerator.clip_grad_norm_(model.parameters(), clip)
+    if accelerator.scaler is None:  # a scaler skips such a step and lowers its scale
+        stop_unless_finite(terms["train/gradient"], "gradient", terms)
     optimizer.step()
     optimizer.zero_grad()
     return terms
 
 
+def stop_unless_finite(value: Tensor, what: str, terms: dict[str, Tensor]) -> None:
+    """`UserError` with every term where `value` is infinite or no number."""
+    if not torch.isfinite(value):
+        every = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+        raise UserError(f"the {what} is not finite ({every}); lower train.lr or set train.precision=fp32")
+
+
 def log_terms(result: LossResult) -> dict[str, Tensor]:
     """The loss and its terms under the names that they have in the log: raw, weighted, and the parts of each."""
     return {
-        "loss": result.total.detach(),
+        "train/loss": result.total.detach(),
         **{f"train/{name}": value for name, value in (result.terms | result.parts).items()},
         **{f"train/weighted/{name}": value for name, value in result.weighted.items()},
     }
@@ -262,11 +274,17 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
     started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
     run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
     written = run_dir / "config.yaml"
-    if written.exists() and not resume:
-        raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
+    if written.exists():
+        if not resume:
+            raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
+        before, now = flatten(parse_config(read_yaml(written), str(written))), flatten(config)
+        changed = [key for key in now if now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
+        if changed:
+            was = ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
+            raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process and not written.exists():
         write_whole(written, dump_config(config))
-    accelerator.wait_for_everyone()
     return run_dir
 
 

@@ -19,7 +19,9 @@ class Regions(NamedTuple):
 
     def select(self, rows: Tensor) -> "Regions":
         """The regions of these rows, in this order."""
-        return Regions(self.keys[rows], self.values[rows], None if self.mask is None else self.mask[rows])
+        # index_select, since the gradient of keys[rows] adds up in whatever order the threads come
+        mask = None if self.mask is None else self.mask.index_select(0, rows)
+        return Regions(self.keys.index_select(0, rows), self.values.index_select(0, rows), mask)
 
 
 class State(NamedTuple):
@@ -30,7 +32,7 @@ class State(NamedTuple):
 
     def select(self, rows: Tensor) -> "State":
         """The states of these rows, in this order."""
-        return State(self.hidden[rows], self.cell[rows])
+        return State(self.hidden.index_select(0, rows), self.cell.index_select(0, rows))
 
 
 class Decoder(nn.Module):

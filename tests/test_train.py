@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from data.annotations import AnnotatedImage
 from data.loading import BatchKey, CaptionBatches
@@ -18,6 +19,12 @@ from train import learning_rate, train_step
 
 SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
 VOCABULARY = Vocabulary.build([s.split() for s in SENTENCES], 1)
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(True)  # it is one for the whole process, and other tests asked for bf16
+    return Accelerator(cpu=True, mixed_precision="no")
 
 
 class Features:
@@ -37,14 +44,14 @@ def captioner() -> Captioner:
 
 
 def gradients(
-    model: Captioner, keys: list[BatchKey], images: list[AnnotatedImage], features: Features
+    model: Captioner, keys: list[BatchKey], images: list[AnnotatedImage], features: Features, accelerator: Accelerator
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Terms and gradients of one step over `keys`, one batch after another."""
     data = CaptionBatches(images, features, VOCABULARY, 30)
     criteria = build_loss([{"criterion": "custum_loss", "label_smoothing": 0.1}], class_dim=-1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = copy.deepcopy(model.state_dict())
-    terms = train_step(model, criteria, optimizer, [data[key] for key in keys], Accelerator(cpu=True), clip=1e9)
+    terms = train_step(model, criteria, optimizer, [data[key] for key in keys], accelerator, clip=1e9)
     return terms, {name: before[name] - value for name, value in model.state_dict().items()}
 
 
@@ -52,10 +59,10 @@ def images(*groups: list[str]) -> list[AnnotatedImage]:
     return [AnnotatedImage(i, f"{i}.png", "train", tuple(captions)) for i, captions in enumerate(groups)]
 
 
-def test_accumulated_batches_are_one_batch() -> None:
+def test_accumulated_batches_are_one_batch(accelerator: Accelerator) -> None:
     data = images(SENTENCES[:3], SENTENCES[3:4], SENTENCES[4:])
-    terms, whole = gradients(captioner(), [BatchKey(0, [0, 1, 2])], data, Features())
-    split_terms, split = gradients(captioner(), [BatchKey(0, [1]), BatchKey(0, [0, 2])], data, Features())
+    terms, whole = gradients(captioner(), [BatchKey(0, [0, 1, 2])], data, Features(), accelerator)
+    split_terms, split = gradients(captioner(), [BatchKey(0, [1]), BatchKey(0, [0, 2])], data, Features(), accelerator)
     for name in terms:
         torch.testing.assert_close(split_terms[name], terms[name])
     for name, gradient in whole.items():
@@ -63,12 +70,12 @@ def test_accumulated_batches_are_one_batch() -> None:
     assert any(g.abs().sum() > 0 for g in whole.values())
 
 
-def test_a_caption_with_its_count_is_the_caption_repeated() -> None:
+def test_a_caption_with_its_count_is_the_caption_repeated(accelerator: Accelerator) -> None:
     together = images(["a red plane"] * 3 + ["two boats"])
     apart = images(["a red plane"], ["a red plane"], ["a red plane", "two boats"])
-    terms, once = gradients(captioner(), [BatchKey(0, [0])], together, Features(same=True))
-    repeated_terms, repeated = gradients(captioner(), [BatchKey(0, [0, 1, 2])], apart, Features(same=True))
-    torch.testing.assert_close(terms["loss"], repeated_terms["loss"])
+    terms, once = gradients(captioner(), [BatchKey(0, [0])], together, Features(same=True), accelerator)
+    repeated_terms, repeated = gradients(captioner(), [BatchKey(0, [0, 1, 2])], apart, Features(same=True), accelerator)
+    torch.testing.assert_close(terms["train/loss"], repeated_terms["train/loss"])
     for name, gradient in once.items():
         torch.testing.assert_close(repeated[name], gradient, msg=name)
 
