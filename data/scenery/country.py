@@ -141,7 +141,7 @@ def forest(s: Story) -> None:
     c.trees(
         c.free(("background",), 8 if which == "house" else 3), d.choice((9.0, 12.0)), 94, draw.GROUNDS["leaf"]
     )
-    s.say("main", "tree", "many", d.choice(("green", "")), d.choice(("dense", "tall", "")))
+    s.say("main", "tree", "many", d.choice(("green", "")), d.choice(("tall", "")))
 
 
 def mountain(s: Story) -> None:

@@ -12,7 +12,7 @@ from data.scenery.canvas import Canvas, Colour, Patch, Point, along, turned
 
 PAINTS: dict[str, Colour] = {
     "white": (236, 236, 232),
-    "gray": (146, 148, 150),
+    "gray": (134, 136, 138),
     "black": (46, 46, 50),
     "red": (182, 50, 42),
     "orange": (220, 126, 44),

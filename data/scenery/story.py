@@ -33,12 +33,10 @@ class Story:
         """The point u units along the axis and v across it from the origin."""
         return along(self.origin, self.axis, u, v)
 
-    def grid(
-        self, columns: int, rows: int, du: float, dv: float, v: float = 0.0, u: float = 0.0
-    ) -> list[Point]:
-        """Places in rows along the axis, about the point (u, v), that are not far beyond the square."""
+    def grid(self, columns: int, rows: int, du: float, dv: float, v: float = 0.0) -> list[Point]:
+        """Places in rows along the axis, v units across it, leaving out what lies far beyond the square."""
         places = [
-            self.at(u + (i - (columns - 1) / 2) * du, v + (j - (rows - 1) / 2) * dv)
+            self.at((i - (columns - 1) / 2) * du, v + (j - (rows - 1) / 2) * dv)
             for j in range(rows)
             for i in range(columns)
         ]
@@ -50,11 +48,11 @@ class Story:
         x, y = self.dice.choice((self.axis, self.across))
         return (sign * x, sign * y)
 
-    def plant(self, percent: int, role: str = "trees", spacing: float = 11) -> None:
+    def plant(self, percent: int, spacing: float = 11) -> None:
         """Plant trees on open ground, clear of everything else, and name them."""
         ground = self.canvas.free(("background", "grass"), spacing * 0.6)
         self.canvas.trees(ground, spacing, percent, draw.GROUNDS["leaf"])
-        self.say(role, "tree", "many" if percent >= 30 else "some", self.dice.choice(("green", "")))
+        self.say("trees", "tree", "many" if percent >= 30 else "some", self.dice.choice(("green", "")))
 
     def road(self, v: float, width: float = 13, cars: int = 0) -> None:
         """A straight road along the axis, with cars on it that nobody counts."""

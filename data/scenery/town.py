@@ -334,7 +334,7 @@ def viaduct(s: Story) -> None:
     places = {1: (0,), 2: (-34, 34), 3: (-52, 0, 52)}[roads]
     for u in places:
         draw.overpass(c, s.at(u, 0), s.across, 17)
-        for v in d.sample(range(-90, 91, 20), d.integer(1, 4)):
+        for v in d.sample(range(-90, 91, 20), d.integer(2, 4)):
             draw.car(c, s.at(u + d.choice((-4, 4)), v), s.across, d.choice(CAR_COLOURS))
     s.say("main", "overpass", roads)
     s.say("other", "road", 1)
@@ -343,6 +343,6 @@ def viaduct(s: Story) -> None:
         spots = [p for p in s.grid(2, 2, 148, 148) if 20 < p[0] < 204 and 20 < p[1] < 204]
         for spot in spots:
             draw.building(c, spot, s.axis, 30, 24, shade, 8)
-        if spots:
+        if len(spots) > 1:
             s.say("extra", "building", "some", shade)
     s.plant(d.choice((15, 55)))
