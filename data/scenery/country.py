@@ -25,7 +25,7 @@ def beach(s: Story) -> None:
             c.paint(edge, (238, 242, 240))
         else:
             draw.water(c, edge, colour)
-    draw.shallows(c, c.beyond(s.at(0, shore + 60), s.across, rough=12))
+    c.darken(c.beyond(s.at(0, shore + 60), s.across, rough=12), 0.16)
     umbrellas, boats = d.integer(0, 6), d.integer(0, 3)
     shade = d.choice(("red", "blue", "orange", "green"))
     for spot in d.sample(s.grid(7, 2, 24, 17, v=shore - 29), umbrellas):

@@ -196,13 +196,9 @@ def football_field(
         canvas.paint(
             canvas.box(along(goal, axis, -side * length * 0.02), axis, 1.0, width * 0.4), line, owner
         )
+    canvas.paint(canvas.disc(at, length * 0.09), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.09 - 1.1), (76, 136, 66), owner, grain=5, pattern=mown)
     canvas.paint(canvas.box(at, axis, 1.1, width - 4), line, owner)
-    ring = canvas.disc(at, length * 0.09)
-    hole = canvas.disc(at, length * 0.09 - 1.1)
-    ring.cover = ring.cover.copy()
-    inset_y, inset_x = hole.top - ring.top, hole.left - ring.left
-    ring.cover[inset_y : inset_y + hole.cover.shape[0], inset_x : inset_x + hole.cover.shape[1]] -= hole.cover
-    canvas.paint(ring, line, owner)
 
 
 def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
@@ -215,14 +211,23 @@ def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour:
     football_field(canvas, at, axis, length * 0.48, margin=canvas.path(ends, outer * 0.78))
 
 
-def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
-    """A tennis or basketball court: a coloured floor with white lines."""
+def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str, sport: str) -> None:
+    """A tennis court (service boxes and a net) or a basketball court (a centre circle and two keys)."""
     owner, width, line = canvas.new("court"), length * 0.56, (232, 232, 228)
-    canvas.paint(canvas.box(at, axis, length, width), lighter(PAINTS[colour], -18), owner)
-    canvas.paint(canvas.box(at, axis, length * 0.8, width * 0.74), line, owner)
-    canvas.paint(canvas.box(at, axis, length * 0.8 - 2, width * 0.74 - 2), PAINTS[colour], owner)
-    canvas.paint(canvas.box(at, axis, 1.1, width * 0.84), line, owner)
-    canvas.paint(canvas.box(at, axis, length * 0.42, 1.0), line, owner)
+    floor, surround = PAINTS[colour], lighter(PAINTS[colour], -18)
+    canvas.paint(canvas.box(at, axis, length, width), surround, owner)
+    canvas.paint(canvas.box(at, axis, length * 0.84, width * 0.78), line, owner)
+    canvas.paint(canvas.box(at, axis, length * 0.84 - 2, width * 0.78 - 2), floor, owner)
+    if sport == "tennis":
+        canvas.paint(canvas.box(at, axis, 1.1, width * 0.9), line, owner)
+        canvas.paint(canvas.box(at, axis, length * 0.42, 1.0), line, owner)
+        return
+    for side in (1, -1):
+        key = along(at, axis, side * length * 0.34)
+        canvas.paint(canvas.box(key, axis, length * 0.15, width * 0.36), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.11), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.11 - 1.1), floor, owner)
+    canvas.paint(canvas.box(at, axis, 0.9, width * 0.78), line, owner)
 
 
 def baseball_field(canvas: Canvas, at: Point, axis: Point, radius: float) -> None:
@@ -388,11 +393,6 @@ def rock(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
     canvas.paint(
         canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12
     )
-
-
-def shallows(canvas: Canvas, deep: Patch) -> None:
-    """Make water darker where it is deep."""
-    canvas.darken(deep, 0.16)
 
 
 def monument(canvas: Canvas, at: Point, axis: Point) -> None:

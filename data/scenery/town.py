@@ -174,9 +174,10 @@ def playground(s: Story) -> None:
     s.say("main", "running track", 1, colour)
     s.say("field", "football field", 1, "green")
     if courts:
+        sport = d.choice(("tennis", "basketball"))
         for spot in s.grid(courts, 1, 38, 0, v=58):
-            draw.court(c, spot, s.across, 34, tint)
-        s.say("other", "court", courts, tint, noun=d.choice(("tennis court", "basketball court")))
+            draw.court(c, spot, s.across, 35, tint, sport)
+        s.say("other", "court", courts, tint, noun=f"{sport} court")
     else:
         s.beside(64, "road", "building", "parking lot")
     s.plant(d.choice((15, 60)))
