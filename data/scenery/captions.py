@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data.scenery.canvas import Dice
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
 # a relation that holds between two groups, and the ways to say it
 RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "on the left of", "on the left side of"),
@@ -21,10 +21,10 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 class Group:
     """Things of one class that the captions speak of together.
 
-    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, or a word
-    for what is not counted ("many", "some", "" for a single piece of ground). `colour` and `shape` are true
-    of each of them. `members` are the rows of the scene's boxes (none for ground and plants, which have no
-    boxes), `centre` is their middle in scene units.
+    `kind` is their class (or, for rows of cars, a word of its own). `amount` is how many there are, up to
+    six, or a word for what is not counted ("many", "some", "" for a single piece of ground). `colour` and
+    `shape` are true of each of them. `members` are the rows of the scene's boxes (none for ground and plants,
+    which have no boxes), `centre` is their middle in scene units.
     """
 
     kind: str
@@ -78,29 +78,21 @@ class Phrase:
 def plural_of(noun: str) -> str:
     """The plural of a noun phrase: its last word, or the word before `of`, takes the ending.
 
-    >>> [plural_of(n) for n in ("storage tank", "piece of farmland", "bus", "beach", "factory")]
-    ['storage tanks', 'pieces of farmland', 'buses', 'beaches', 'factories']
+    >>> [plural_of(noun) for noun in ("storage tank", "piece of farmland", "bush", "overpass")]
+    ['storage tanks', 'pieces of farmland', 'bushes', 'overpasses']
     """
     head, of, rest = noun.partition(" of ")
-    if re.search(r"[^aeiou]y$", head):
-        head = head[:-1] + "ie"
-    elif head.endswith(("s", "ch", "sh", "x")):
-        head += "e"
-    return head + "s" + of + rest
+    return head + ("es" if head.endswith(("s", "sh")) else "s") + of + rest
 
 
 def word(group: Group, dice: Dice) -> Phrase:
     """Put a group into words: a number or a vaguer word that is as true, and some of its adjectives."""
     amount = group.amount
     if isinstance(amount, int):
-        vague = ["many"] if amount > 7 else ["several"] if amount > 6 else []
-        if 3 <= amount <= 6 and dice.chance(15):
-            vague = ["several", "some"]
-        amount = dice.choice(vague) if vague else "a" if amount == 1 else NUMBERS[amount]
-    elif amount == "":
-        amount = "a"
+        vague = amount >= 3 and dice.chance(15)
+        amount = dice.choice(("several", "some")) if vague else NUMBERS[amount]
     said = [a for a in (group.shape, group.colour) if a and not dice.chance(15)]
-    return Phrase(group, amount, " ".join(said))
+    return Phrase(group, amount or "a", " ".join(said))
 
 
 def wanted(template: str) -> set[str]:
@@ -127,7 +119,7 @@ def tell(templates: tuple[str, ...], groups: dict[str, Group], relation: str, di
             dice.choice(RELATIONS[name]) for name in (relation, OPPOSITE[relation], "beside")
         )
         sentence = " ".join(order[attempt % len(fitting)].format(**slots).split())
-        sentence = re.sub(r"\ba (?=[aeio])", "an ", sentence)
+        sentence = re.sub(r"\ba (?=[aeiou])", "an ", sentence)
         if sentence not in sentences:
             sentences.append(sentence)
     return sentences[:5]

@@ -12,7 +12,7 @@ from data.scenery.canvas import Canvas, Colour, Patch, Point, along, turned
 
 PAINTS: dict[str, Colour] = {
     "white": (236, 236, 232),
-    "gray": (146, 148, 150),
+    "gray": (134, 136, 138),
     "black": (46, 46, 50),
     "red": (182, 50, 42),
     "orange": (220, 126, 44),
@@ -135,7 +135,9 @@ def building(
     canvas.paint(outline, lighter(paint, 12), owner)
     canvas.paint(canvas.box(at, axis, length - 3, width - 3), lighter(paint, -8), owner, grain=5, clouds=5)
     for _ in range(dice.integer(1, 3)):
-        spot = along(along(at, axis, dice.between(-0.3, 0.3) * length), turned(axis), dice.between(-0.25, 0.25) * width)
+        spot = along(
+            along(at, axis, dice.between(-0.3, 0.3) * length), turned(axis), dice.between(-0.25, 0.25) * width
+        )
         canvas.paint(canvas.box(spot, axis, 5, 3.5), lighter(paint, dice.choice((-50, 22))), owner)
 
 
@@ -175,7 +177,9 @@ def boat(canvas: Canvas, at: Point, heading: Point, length: float, colour: str, 
     canvas.paint(canvas.box(along(at, heading, -u * 0.3), heading, u * 0.7, v * 1.1), deck, owner)
 
 
-def football_field(canvas: Canvas, at: Point, axis: Point, length: float, margin: Patch | None = None) -> None:
+def football_field(
+    canvas: Canvas, at: Point, axis: Point, length: float, margin: Patch | None = None
+) -> None:
     """A football field with mowing stripes and white lines, perhaps with a margin of grass."""
     owner, width = canvas.new("football field"), length * 0.62
     if margin:
@@ -184,17 +188,17 @@ def football_field(canvas: Canvas, at: Point, axis: Point, length: float, margin
     canvas.paint(canvas.box(at, axis, length, width), (76, 136, 66), owner, grain=5, pattern=mown)
     line: Colour = (226, 232, 222)
     for side in (1, -1):
-        canvas.paint(canvas.box(along(at, axis, 0, side * (width / 2 - 2)), axis, length - 4, 1.1), line, owner)
+        canvas.paint(
+            canvas.box(along(at, axis, 0, side * (width / 2 - 2)), axis, length - 4, 1.1), line, owner
+        )
         canvas.paint(canvas.box(along(at, axis, side * (length / 2 - 2)), axis, 1.1, width - 4), line, owner)
         goal = along(at, axis, side * (length / 2 - length * 0.1))
-        canvas.paint(canvas.box(along(goal, axis, -side * length * 0.02), axis, 1.0, width * 0.4), line, owner)
+        canvas.paint(
+            canvas.box(along(goal, axis, -side * length * 0.02), axis, 1.0, width * 0.4), line, owner
+        )
+    canvas.paint(canvas.disc(at, length * 0.09), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.09 - 1.1), (76, 136, 66), owner, grain=5, pattern=mown)
     canvas.paint(canvas.box(at, axis, 1.1, width - 4), line, owner)
-    ring = canvas.disc(at, length * 0.09)
-    hole = canvas.disc(at, length * 0.09 - 1.1)
-    ring.cover = ring.cover.copy()
-    inset_y, inset_x = hole.top - ring.top, hole.left - ring.left
-    ring.cover[inset_y : inset_y + hole.cover.shape[0], inset_x : inset_x + hole.cover.shape[1]] -= hole.cover
-    canvas.paint(ring, line, owner)
 
 
 def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
@@ -207,14 +211,23 @@ def running_track(canvas: Canvas, at: Point, axis: Point, length: float, colour:
     football_field(canvas, at, axis, length * 0.48, margin=canvas.path(ends, outer * 0.78))
 
 
-def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str) -> None:
-    """A tennis or basketball court: a coloured floor with white lines."""
+def court(canvas: Canvas, at: Point, axis: Point, length: float, colour: str, sport: str) -> None:
+    """A tennis court (service boxes and a net) or a basketball court (a centre circle and two keys)."""
     owner, width, line = canvas.new("court"), length * 0.56, (232, 232, 228)
-    canvas.paint(canvas.box(at, axis, length, width), lighter(PAINTS[colour], -18), owner)
-    canvas.paint(canvas.box(at, axis, length * 0.8, width * 0.74), line, owner)
-    canvas.paint(canvas.box(at, axis, length * 0.8 - 2, width * 0.74 - 2), PAINTS[colour], owner)
-    canvas.paint(canvas.box(at, axis, 1.1, width * 0.84), line, owner)
-    canvas.paint(canvas.box(at, axis, length * 0.42, 1.0), line, owner)
+    floor, surround = PAINTS[colour], lighter(PAINTS[colour], -18)
+    canvas.paint(canvas.box(at, axis, length, width), surround, owner)
+    canvas.paint(canvas.box(at, axis, length * 0.84, width * 0.78), line, owner)
+    canvas.paint(canvas.box(at, axis, length * 0.84 - 2, width * 0.78 - 2), floor, owner)
+    if sport == "tennis":
+        canvas.paint(canvas.box(at, axis, 1.1, width * 0.9), line, owner)
+        canvas.paint(canvas.box(at, axis, length * 0.42, 1.0), line, owner)
+        return
+    for side in (1, -1):
+        key = along(at, axis, side * length * 0.34)
+        canvas.paint(canvas.box(key, axis, length * 0.15, width * 0.36), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.11), line, owner)
+    canvas.paint(canvas.disc(at, length * 0.11 - 1.1), floor, owner)
+    canvas.paint(canvas.box(at, axis, 0.9, width * 0.78), line, owner)
 
 
 def baseball_field(canvas: Canvas, at: Point, axis: Point, radius: float) -> None:
@@ -230,7 +243,9 @@ def baseball_field(canvas: Canvas, at: Point, axis: Point, radius: float) -> Non
         return intersection(sector, wedge)
 
     canvas.paint(fan(radius * 1.25), (176, 138, 96), owner, grain=6)
-    canvas.paint(fan(radius * 1.19), (88, 138, 70), owner, grain=6, pattern=canvas.stripes(left, 14) * np.float32(6))
+    canvas.paint(
+        fan(radius * 1.19), (88, 138, 70), owner, grain=6, pattern=canvas.stripes(left, 14) * np.float32(6)
+    )
     dirt: Colour = (190, 140, 92)
     canvas.paint(fan(radius * 0.66), dirt, owner, grain=7)
     canvas.paint(canvas.disc(home, radius * 0.13), dirt, owner, grain=7)
@@ -333,7 +348,9 @@ def mountains(canvas: Canvas, colour: Colour, snow: bool) -> None:
     """Ridges and valleys lit by the sun over the whole square, the heights white if there is snow."""
     one, half = np.float32(1), np.float32(0.5)
     height = one - np.abs(canvas.smooth_noise(64) + half * canvas.smooth_noise(30))
-    height = height + half * (one - np.abs(canvas.smooth_noise(28))) + np.float32(0.12) * canvas.smooth_noise(9)
+    height = (
+        height + half * (one - np.abs(canvas.smooth_noise(28))) + np.float32(0.12) * canvas.smooth_noise(9)
+    )
     steps = np.float32(canvas.scale * 30)
     slope_x, slope_y = np.zeros_like(height), np.zeros_like(height)
     slope_x[:, 1:] = (height[:, 1:] - height[:, :-1]) * steps
@@ -352,7 +369,9 @@ def overpass(canvas: Canvas, at: Point, axis: Point, width: float) -> None:
     owner, deck = canvas.new("overpass"), canvas.box(at, axis, 460, width)
     canvas.shadow(deck, 6)
     canvas.paint(deck, (196, 194, 188), owner)
-    canvas.paint(canvas.box(at, axis, 460, width - 3), lighter(GROUNDS["asphalt"], 16), owner, grain=5, clouds=4)
+    canvas.paint(
+        canvas.box(at, axis, 460, width - 3), lighter(GROUNDS["asphalt"], 16), owner, grain=5, clouds=4
+    )
     canvas.paint(canvas.box(at, axis, 460, 1.0, dash=(7, 6)), (228, 226, 214), owner)
 
 
@@ -371,12 +390,9 @@ def rock(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
     owner, outline = canvas.new("rock"), canvas.oval(at, axis, length, length * 0.72, rough=0.2)
     canvas.shadow(outline, 4)
     canvas.paint(outline, (92, 80, 72), owner, grain=14, clouds=10)
-    canvas.paint(canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12)
-
-
-def shallows(canvas: Canvas, deep: Patch) -> None:
-    """Make water darker where it is deep."""
-    canvas.darken(deep, 0.16)
+    canvas.paint(
+        canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12
+    )
 
 
 def monument(canvas: Canvas, at: Point, axis: Point) -> None:

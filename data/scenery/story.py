@@ -33,10 +33,10 @@ class Story:
         """The point u units along the axis and v across it from the origin."""
         return along(self.origin, self.axis, u, v)
 
-    def grid(self, columns: int, rows: int, du: float, dv: float, v: float = 0.0, u: float = 0.0) -> list[Point]:
-        """Places in rows along the axis, about the point (u, v), that are not far beyond the square."""
+    def grid(self, columns: int, rows: int, du: float, dv: float, v: float = 0.0) -> list[Point]:
+        """Places in rows along the axis, v units across it, leaving out what lies far beyond the square."""
         places = [
-            self.at(u + (i - (columns - 1) / 2) * du, v + (j - (rows - 1) / 2) * dv)
+            self.at((i - (columns - 1) / 2) * du, v + (j - (rows - 1) / 2) * dv)
             for j in range(rows)
             for i in range(columns)
         ]
@@ -48,11 +48,11 @@ class Story:
         x, y = self.dice.choice((self.axis, self.across))
         return (sign * x, sign * y)
 
-    def plant(self, percent: int, role: str = "trees", spacing: float = 11) -> None:
+    def plant(self, percent: int, spacing: float = 11) -> None:
         """Plant trees on open ground, clear of everything else, and name them."""
         ground = self.canvas.free(("background", "grass"), spacing * 0.6)
         self.canvas.trees(ground, spacing, percent, draw.GROUNDS["leaf"])
-        self.say(role, "tree", "many" if percent >= 30 else "some", self.dice.choice(("green", "")))
+        self.say("trees", "tree", "many" if percent >= 30 else "some", self.dice.choice(("green", "")))
 
     def road(self, v: float, width: float = 13, cars: int = 0) -> None:
         """A straight road along the axis, with cars on it that nobody counts."""
@@ -100,7 +100,10 @@ def parking_lot(s: Story, v: float, rows: int, columns: int, percent: int = 70) 
 def river_bed(s: Story, width: float, curved: bool, colour: str) -> list[Point]:
     """A river across the square along the axis; gives the points that its middle runs through."""
     bend = s.dice.between(26, 40) * s.dice.choice((-1, 1)) if curved else 0.0
-    course = [s.at(u, bend * k) for u, k in ((-240, 0), (-120, 0.4), (-60, 1), (0, 0), (60, -1), (120, -0.4), (240, 0))]
+    course = [
+        s.at(u, bend * k)
+        for u, k in ((-240, 0), (-120, 0.4), (-60, 1), (0, 0), (60, -1), (120, -0.4), (240, 0))
+    ]
     course = smooth(course) if curved else [course[0], course[-1]]
     s.canvas.paint(s.canvas.path(course, width + 7, rough=4), draw.GROUNDS["soil"], grain=8)
     draw.water(s.canvas, s.canvas.path(course, width, rough=4), colour)

@@ -93,7 +93,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{main} {main.are} {rel} {other} .",
         "there {main.are} {main} in this factory .",
         "{main} and {trees} are in an industrial area .",
-        "it is an industrial area with {main} and many containers .",
+        "it is an industrial area with {main} and some containers .",
         "{other} {other.are} {inverse} {main} in the factory .",
         "the factory has {main} with {trees} around .",
     ),
@@ -107,7 +107,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "it is a piece of {main.bare} .",
         "a large piece of {main.bare} covers the ground .",
         "this {main.bare} is covered with grass .",
-        "nothing but grass grows on the {main.bare} around {other} .",
+        "{main} lies around {other} .",
     ),
     "mediumresidential": (
         "{main} are in a medium residential area with {other} .",
@@ -234,6 +234,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{trees} are around a viaduct with {main} .",
         "it is a viaduct with {main} over {other} .",
         "{extra} and {trees} are {near} a viaduct .",
-        "many cars run on {main} of the viaduct .",
+        "some cars run on {main} of the viaduct .",
     ),
 }

@@ -12,7 +12,9 @@ def airport(s: Story) -> None:
     count, colour, runways = d.integer(1, 5), d.choice(("white", "blue", "red", "orange")), d.integer(1, 2)
     for v in (-60, -88)[:runways]:
         draw.runway(c, s.at(0, v), s.axis, 18)
-    c.paint(c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], c.new("pavement"), grain=4, clouds=8)
+    c.paint(
+        c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], c.new("pavement"), grain=4, clouds=8
+    )
     for u in range(-140, 141, 35):
         c.darken(c.box(s.at(u, 18), s.across, 84, 0.9), 0.12)
     shade = d.choice(("gray", "white", "brown"))
@@ -172,9 +174,10 @@ def playground(s: Story) -> None:
     s.say("main", "running track", 1, colour)
     s.say("field", "football field", 1, "green")
     if courts:
+        sport = d.choice(("tennis", "basketball"))
         for spot in s.grid(courts, 1, 38, 0, v=58):
-            draw.court(c, spot, s.across, 34, tint)
-        s.say("other", "court", courts, tint, noun=d.choice(("tennis court", "basketball court")))
+            draw.court(c, spot, s.across, 35, tint, sport)
+        s.say("other", "court", courts, tint, noun=f"{sport} court")
     else:
         s.beside(64, "road", "building", "parking lot")
     s.plant(d.choice((15, 60)))
@@ -195,7 +198,10 @@ def port(s: Story) -> None:
         c.paint(pier, (176, 170, 158), c.new("pier"), pattern=c.stripes(s.across, 5) * 6)
     boats, tint = d.integer(1, 6), d.choice(("white", "red", "blue", "orange"))
     berths = [
-        s.at((i - (piers - 1) / 2) * 68 + side * 17, v) for i in range(piers) for side in (-1, 1) for v in (-12, 14, 40)
+        s.at((i - (piers - 1) / 2) * 68 + side * 17, v)
+        for i in range(piers)
+        for side in (-1, 1)
+        for v in (-12, 14, 40)
     ]
     for spot in d.sample(berths, boats):
         draw.boat(c, spot, s.axis if d.chance(50) else (-s.axis[0], -s.axis[1]), 23, tint)
@@ -329,7 +335,7 @@ def viaduct(s: Story) -> None:
     places = {1: (0,), 2: (-34, 34), 3: (-52, 0, 52)}[roads]
     for u in places:
         draw.overpass(c, s.at(u, 0), s.across, 17)
-        for v in d.sample(range(-90, 91, 20), d.integer(1, 4)):
+        for v in d.sample(range(-90, 91, 20), d.integer(2, 4)):
             draw.car(c, s.at(u + d.choice((-4, 4)), v), s.across, d.choice(CAR_COLOURS))
     s.say("main", "overpass", roads)
     s.say("other", "road", 1)
@@ -338,6 +344,6 @@ def viaduct(s: Story) -> None:
         spots = [p for p in s.grid(2, 2, 148, 148) if 20 < p[0] < 204 and 20 < p[1] < 204]
         for spot in spots:
             draw.building(c, spot, s.axis, 30, 24, shade, 8)
-        if spots:
+        if len(spots) > 1:
             s.say("extra", "building", "some", shade)
     s.plant(d.choice((15, 55)))
