@@ -167,7 +167,7 @@ def variety(
     beams: Sequence[Sequence[Caption]],
     references: dict[int, tuple[str, ...]],
 ) -> dict[str, float]:
-    """How varied the captions are; what needs train captions, or several captions an image, only where there are any."""
+    """How varied the captions are; what needs train captions or several an image, where there are any."""
     train = {caption for image in dataset.images if image.split == "train" for caption in image.captions}
     found = diversity(captions.values(), train)
     if not train:

@@ -125,14 +125,10 @@ def _scores(result: Mapping[str, Any]) -> str:
         for name, value in metrics.items()
     )
     rows = f'<tr class="mine"><th scope="row">This evaluation<small>95 % interval</small></th>{mine}</tr>'
-    note = "Scores are multiplied by 100."
     if published:
-        rows += f'<tr class="mark"><th colspan="{len(metrics) + 1}">Published, not re-run here · test split</th></tr>'
-        if protocol["split"] != "test":
-            note += (
-                f" This page scores {protocol['split']}, the published results are of test: the splits differ in "
-                "difficulty, so the two must not be compared."
-            )
+        mark = "Published, not re-run here · test split"
+        mark += "" if protocol["split"] == "test" else ", which is not this one: not to be compared"
+        rows += f'<tr class="mark"><th colspan="{len(metrics) + 1}"><span>{mark}</span></th></tr>'
     for method, built_of, scores in published:
         cells = "".join(f"<td>{scores[name]:.2f}</td>" if name in scores else "<td>–</td>" for name in metrics)
         rows += f'<tr class="published"><th scope="row">{method}<small>{built_of}</small></th>{cells}</tr>'
@@ -140,19 +136,19 @@ def _scores(result: Mapping[str, Any]) -> str:
         f"<p>{escape(name)} is not there: {escape(reason)}</p>" for name, reason in protocol["unavailable"].items()
     )
     table = f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="wide" tabindex="0"><table>{table}</table></div><div class="note"><p>{note}</p>{missing}</div>'
+    return f'<div class="wide" tabindex="0"><table>{table}</table></div><div class="note"><p>Scores are multiplied by 100.</p>{missing}</div>'
 
 
 def _comparison(comparison: Mapping[str, Any] | None) -> str:
     if comparison is None:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{LABELS.get(name, name)}</th><td>{100 * test["difference"]:+.2f}</td>'
-        f"<td>{100 * test['low']:+.2f} to {100 * test['high']:+.2f}</td><td>{test['p']:.3f}</td>"
-        f'<td><span class="verdict {test["verdict"]}">{test["verdict"]}</span></td></tr>'
+        f'<tr><th scope="row">{LABELS.get(name, name)}</th><td class="verdict {test["verdict"]}">{test["verdict"]}</td>'
+        f"<td>{100 * test['difference']:+.2f}</td>"
+        f"<td>{100 * test['low']:+.2f} to {100 * test['high']:+.2f}</td><td>{test['p']:.3f}</td></tr>"
         for name, test in comparison["metrics"].items()
     )
-    head = "<thead><tr><td></td><th>difference</th><th>95 % interval</th><th>p</th><th></th></tr></thead>"
+    head = "<thead><tr><td></td><th></th><th>difference</th><th>95 % interval</th><th>p</th></tr></thead>"
     note = (
         f"This evaluation minus <code>{escape(comparison['baseline'])}</code>, x 100, on the same images. Noise is a "
         "difference that swapping captions between the two at random reaches in 5 % of trials or more."
@@ -216,7 +212,7 @@ def _picture(example: Example) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()
-    canvas = '<canvas aria-hidden="true"></canvas>' if example.look else ""
+    canvas = '<canvas aria-hidden="true"></canvas><span class="peak"></span>' if example.look else ""
     return (
         f'<div class="picture" style="--ratio:{image.width / image.height:.4f}">'
         f'<img alt="{escape(example.image.filename)}" src="data:image/jpeg;base64,{data}">{canvas}</div>'
@@ -228,19 +224,22 @@ def _caption(example: Example) -> str:
     if look is None or not look.words:
         return f'<p class="caption">{escape(example.caption) or "<i>no words</i>"}</p>'
     maps = attention_maps(look.attention)
-    # one scale for all words of a caption: what is brighter was looked at more
-    levels = np.rint(255 * maps / (float(maps.max()) or 1.0)).astype(np.uint8)
+    # in multiples of an even look; one scale for all words of a caption, so that brighter is more
+    even = maps * maps[0].size / (maps.sum((1, 2), keepdims=True) + 1e-9)
+    low, high = float(even.min()), float(even.max())
+    levels = np.rint(255 * (even - low) / ((high - low) or 1.0)).astype(np.uint8)
     data = base64.b64encode(levels.tobytes()).decode()
     buttons = " ".join(f"<button type='button'>{escape(word)}</button>" for word in look.words)
     return (
         f'<p class="caption words" role="group" aria-label="caption: the arrow keys move from word to word" '
-        f'data-side="{maps.shape[1]}" data-attention="{data}">{buttons}</p>'
+        f'data-side="{maps.shape[1]}" data-low="{low:.4f}" data-high="{high:.4f}" data-attention="{data}">{buttons}</p>'
     )
 
 
 _LEGEND = (
     '<p class="legend">Point at a word, tap it, or reach it with Tab and the arrow keys, to see where the model looked '
-    'when it said it. <span class="ramp">less <i></i> more</span></p>'
+    "when it said it. Brightness runs from the least to the most attention within a caption; the peak is in multiples of "
+    'an even look at the whole image. <span class="ramp">less <i></i> more</span></p>'
 )
 
 
