@@ -135,8 +135,13 @@ def _scores(result: Mapping[str, Any]) -> str:
     missing = "".join(
         f"<p>{escape(name)} is not there: {escape(reason)}</p>" for name, reason in protocol["unavailable"].items()
     )
-    table = f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="wide" tabindex="0"><table>{table}</table></div><div class="note"><p>Scores are multiplied by 100.</p>{missing}</div>'
+    note = f'<div class="note"><p>Scores are multiplied by 100.</p>{missing}</div>'
+    return _table(f"<td></td>{head}", rows) + note
+
+
+def _table(head: str, rows: str) -> str:
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide" tabindex="0" role="region" aria-label="table">{table}</div>'
 
 
 def _comparison(comparison: Mapping[str, Any] | None) -> str:
@@ -148,12 +153,11 @@ def _comparison(comparison: Mapping[str, Any] | None) -> str:
         f"<td>{100 * test['low']:+.2f} to {100 * test['high']:+.2f}</td><td>{test['p']:.3f}</td></tr>"
         for name, test in comparison["metrics"].items()
     )
-    head = "<thead><tr><td></td><th></th><th>difference</th><th>95 % interval</th><th>p</th></tr></thead>"
     note = (
         f"This evaluation minus <code>{escape(comparison['baseline'])}</code>, x 100, on the same images. Noise is a "
         "difference that swapping captions between the two at random reaches in 5 % of trials or more."
     )
-    table = f'<div class="wide" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
+    table = _table("<td></td><th></th><th>difference</th><th>95 % interval</th><th>p</th>", rows)
     return _section("Against the baseline", f'{table}<div class="note"><p>{note}</p></div>')
 
 
@@ -238,8 +242,8 @@ def _caption(example: Example) -> str:
 
 _LEGEND = (
     '<p class="legend">Point at a word, tap it, or reach it with Tab and the arrow keys, to see where the model looked '
-    "when it said it. Brightness runs from the least to the most attention within a caption; the peak is in multiples of "
-    'an even look at the whole image. <span class="ramp">less <i></i> more</span></p>'
+    "when it said it. Brightness runs from the least to the most attention within a caption; the peak is in multiples "
+    'of an even look at the whole image. <span class="ramp">less <i></i> more</span></p>'
 )
 
 
