@@ -30,16 +30,17 @@ TOP = 3  # cards of the very best and the very worst
 HEADLINE = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
 LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}, "ROUGE_L": "ROUGE-L"}
 VARIETY = {
-    "length": ("Words a caption", "mean"),
-    "length_std": ("Their spread", "standard deviation of words a caption"),
-    "vocabulary": ("Vocabulary", "different words used"),
-    "vocabulary_of_train": ("Of train's vocabulary", "share that is used"),
-    "unique": ("Different captions", "share of all"),
-    "seen_in_train": ("Seen in train", "share of captions that stand there word by word"),
-    "distinct_1": ("Distinct-1", "different words, share of all"),
-    "distinct_2": ("Distinct-2", "different word pairs, share of all"),
-    "self_cider_of_beam": ("Self-CIDEr", "how far the captions of an image's beam differ, 0 to 1"),
+    "length": ("Words a caption", "mean", ".2f"),
+    "length_std": ("Their spread", "standard deviation of words a caption", ".2f"),
+    "vocabulary": ("Vocabulary", "different words used", ",.0f"),
+    "vocabulary_of_train": ("Of train's vocabulary", "share that is used", ".1%"),
+    "unique": ("Different captions", "share of all", ".1%"),
+    "seen_in_train": ("Seen in train", "share of captions that stand there word by word", ".1%"),
+    "distinct_1": ("Distinct-1", "different words, share of all", ".1%"),
+    "distinct_2": ("Distinct-2", "different word pairs, share of all", ".1%"),
+    "self_cider_of_beam": ("Self-CIDEr", "how far the captions of an image's beam differ, 0 to 1", ".2f"),
 }
+"""What is said of each measure of diversity, in this order: its name, its meaning, how it is printed."""
 
 
 class Example(NamedTuple):
@@ -178,14 +179,13 @@ def _classes(classes: Mapping[str, Mapping[str, float]], images: int) -> str:
 
 
 def _diversity(varied: Mapping[str, float]) -> str:
-    boxes = []
-    for name, value in varied.items():
-        label, meaning = VARIETY[name]
-        share = not name.startswith(("length", "vocabulary", "self")) or name == "vocabulary_of_train"
-        text = f"{100 * value:.1f} %" if share else f"{value:,.0f}" if name == "vocabulary" else f"{value:.2f}"
-        boxes.append(f"<div><dt>{label}</dt><dd><b>{text}</b><span>{meaning}</span></dd></div>")
-    left_out = "" if "seen_in_train" in varied else "<p>There are no train captions here to compare with.</p>"
-    return _section("Diversity", f'<dl class="facts">{"".join(boxes)}</dl><div class="note">{left_out}</div>')
+    boxes = "".join(
+        f"<div><dt>{label}</dt><dd><b>{varied[name]:{form}}</b><span>{meaning}</span></dd></div>"
+        for name, (label, meaning, form) in VARIETY.items()
+        if name in varied
+    )
+    note = '<div class="note"><p>There are no train captions here to compare with.</p></div>'
+    return _section("Diversity", f'<dl class="facts">{boxes}</dl>{"" if "seen_in_train" in varied else note}')
 
 
 def _rows(best: str, worst: str) -> str:
