@@ -2,8 +2,9 @@
 
 python eval.py --checkpoint runs/RSICD-.../best.safetensors --dataset RSICD --data-root DIR --split val
 python eval.py --results captions.json --dataset RSICD --data-root DIR
+python eval.py --results captions.json --baseline others.json --dataset RSICD --data-root DIR --report report.html
 
-A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}].
+A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or what --output wrote.
 """
 
 import argparse
@@ -17,21 +18,20 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run")
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
+    parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test"])
     parser.add_argument("--beam-size", type=int, help="default: the checkpoint's")
-    parser.add_argument("--output", metavar="F.json", help="write metrics, captions and protocol there")
+    parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
+    parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")
     return parser.parse_args(words)
 
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
 
-import hashlib
-import json
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -42,71 +42,94 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data.annotations import AnnotatedImage
+from data.datasets import CaptionDataset
 from data.errors import UserError
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
-from utils.inference import caption_rows
-from utils.metrics import score_captions
+from utils.diversity import diversity, self_cider
+from utils.inference import Caption, caption_rows
+from utils.metrics import Scores, score_captions
+from utils.report import Example, write_report
+from utils.results import class_scores, file_digest, read_results, scene_class, split_digest
 from utils.sources import image_files, open_dataset
+from utils.statistics import bootstrap, paired_test
 
-LIBRARIES = ("torch", "pycocoevalcap", "numpy")
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
+NOISE = 0.05  # a difference that chance alone makes this often is called noise
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Caption the split or read the results, score, print, write."""
-    if arguments.checkpoint:
-        checkpoint = load_checkpoint(Path(arguments.checkpoint))
-        config = checkpoint.config
-    else:
-        if arguments.dataset is None:
-            raise UserError("--results needs --dataset NAME, the annotations to score against")
-        config = Config()
-    config = with_data(config, arguments)
+    if arguments.results and arguments.dataset is None:
+        raise UserError("--results needs --dataset NAME, the annotations to score against")
+    checkpoint = load_checkpoint(Path(arguments.checkpoint)) if arguments.checkpoint else None
+    config = with_data(checkpoint.config if checkpoint else Config(), arguments)
     dataset = open_dataset(config)
     images = dataset.split(arguments.split)
-    if arguments.checkpoint:
+    others = read_results(Path(arguments.baseline), images) if arguments.baseline else None
+
+    beams: list[list[Caption]] = []
+    if checkpoint:
         precision = choose_precision("auto", best_device())
-        checkpoint.captioner.to(best_device())
-        beams = caption_rows(
-            checkpoint.captioner,
-            checkpoint.vocabulary,
-            image_files(config, dataset, images),
-            range(len(images)),
-            config.decoding,
-            precision,
-        )
+        beams = caption_images(checkpoint, config, dataset, images, precision)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
             "checkpoint": arguments.checkpoint,
-            "checkpoint_sha256": hashlib.sha256(Path(arguments.checkpoint).read_bytes()).hexdigest(),
-            "beam_size": config.decoding.beam_size,
-            "length_penalty": config.decoding.length_penalty,
+            "checkpoint_sha256": file_digest(Path(arguments.checkpoint)),
+            **config.decoding.model_dump(),
             "precision": precision,
+            "preprocessing": checkpoint.preprocessing.to_dict(),
+            "blank_images": config.data.blank_images,
         }
     else:
         captions = read_results(Path(arguments.results), images)
-        source = {"results": arguments.results}
+        source = {"results": arguments.results, "results_sha256": file_digest(Path(arguments.results))}
 
-    scores = score_captions(captions, {image.imgid: image.captions for image in images})
-    protocol = {
+    references = {image.imgid: image.captions for image in images}
+    scores = score_captions(captions, references)
+    result: dict[str, Any] = {
+        "metrics": scores.metrics,
+        "intervals": bootstrap(scores),
+        "classes": by_class(scores, images),
+        "diversity": variety(captions, dataset, beams, references),
+    }
+    if others is not None:
+        result["comparison"] = {
+            "baseline": arguments.baseline,
+            "baseline_sha256": file_digest(Path(arguments.baseline)),
+            "metrics": compare(score_captions(others, references), scores),
+        }
+    result["captions"] = [
+        {"image_id": image.imgid, "filename": image.filename, "caption": captions[image.imgid]} for image in images
+    ]
+    result["protocol"] = {
         "dataset": dataset.spec.name,
         "split": arguments.split,
         "images": len(images),
         "split_sha256": split_digest(images),
         "notes": list(dataset.notes),
         **source,
-        "tokenizer": "PTB, lower case, without punctuation (as pycocoevalcap 1.2)",
+        "tokenizer": "PTB, lower case, without punctuation (as pycocoevalcap 1.2), for captions and references",
+        "BLEU": "of the corpus, without smoothing, closest reference length",
+        "METEOR": "1.5, the reference jar",
+        "ROUGE_L": "beta 1.2, best precision and best recall over the references",
         "CIDEr": "CIDEr-D of coco-caption, document frequencies of this split's references",
+        "intervals": "95 %, percentile bootstrap over images, 1000 resamples",
         "unavailable": scores.unavailable,
         "git_sha": git_sha(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
-    show(dataset.spec.name, arguments.split, scores.metrics, scores.unavailable)
+    show(result)
     if arguments.output:
-        names = {image.imgid: image.filename for image in images}
-        rows = [{"image_id": i, "filename": names[i], "caption": text} for i, text in captions.items()]
-        write_json(Path(arguments.output), {"metrics": scores.metrics, "captions": rows, "protocol": protocol})
+        write_json(Path(arguments.output), result)
+    if arguments.report:
+        looks: Sequence[Caption | None] = [found[0] for found in beams] or [None] * len(images)
+        examples = [
+            Example(image, dataset.path(image), captions[image.imgid], float(cider), look)
+            for image, cider, look in zip(images, scores.per_image["CIDEr"], looks, strict=True)
+        ]
+        write_report(Path(arguments.report), result, examples)
 
 
 def with_data(config: Config, arguments: argparse.Namespace) -> Config:
@@ -122,51 +145,82 @@ def with_data(config: Config, arguments: argparse.Namespace) -> Config:
     return parse_config(tree, "command line")
 
 
-def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]:
-    """Captions by imgid from a COCO results file; `UserError` names ids that are missing, doubled or unknown."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:80]})") from None
-    if isinstance(entries, dict) and isinstance(entries.get("captions"), list):
-        entries = entries["captions"]  # what --output writes
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and isinstance(e.get("caption"), str) and isinstance(e.get("image_id"), int | str)
-        for e in entries
-    ):
-        raise UserError(f'{path}: expected [{{"image_id": imgid or filename, "caption": ".."}}, ..]')
-    known: dict[Any, int] = {image.imgid: image.imgid for image in images}
-    known |= {image.filename: image.imgid for image in images}
-    known |= {Path(image.filename).name: image.imgid for image in images}
-    unknown = [e["image_id"] for e in entries if e["image_id"] not in known]
-    counts = Counter(known[e["image_id"]] for e in entries if e["image_id"] in known)
-    doubled = [imgid for imgid, count in counts.items() if count > 1]
-    missing = [image.imgid for image in images if image.imgid not in counts]
-    for ids, fault in (
-        (unknown, "are not in this split"),
-        (doubled, "stand twice"),
-        (missing, "have no caption"),
-    ):
-        if ids:
-            some = ", ".join(map(str, ids[:10])) + (", .." if len(ids) > 10 else "")
-            raise UserError(f"{path}: {len(ids)} image ids {fault}: {some}; check --split and --dataset")
-    return {known[e["image_id"]]: e["caption"] for e in entries}
+def caption_images(
+    checkpoint: Checkpoint, config: Config, dataset: CaptionDataset, images: Sequence[AnnotatedImage], precision: str
+) -> list[list[Caption]]:
+    """The best captions of each image, best first."""
+    checkpoint.captioner.to(best_device())
+    files = image_files(config, dataset, images)
+    rows = range(len(images))
+    return list(caption_rows(checkpoint.captioner, checkpoint.vocabulary, files, rows, config.decoding, precision))
 
 
-def split_digest(images: Sequence[AnnotatedImage]) -> str:
-    """SHA-256 over file names and captions of a split, in their order: equal where two people score the same."""
-    text = json.dumps([[image.filename, image.captions] for image in images])
-    return hashlib.sha256(text.encode()).hexdigest()
+def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
+    """Scene class to `images`, their number, and its scores."""
+    classes = [scene_class(image.filename) for image in images]
+    return {name: {"images": classes.count(name), **rest} for name, rest in class_scores(scores, classes).items()}
 
 
-def show(dataset: str, split: str, metrics: dict[str, float], unavailable: dict[str, str]) -> None:
-    """The scores as a table, and why those that are not there are not."""
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(*(Column(name, justify="right") for name in metrics), title=f"{dataset} {split} (x 100)")
-    table.add_row(*(f"{100 * value:.2f}" for value in metrics.values()))
+def variety(
+    captions: dict[int, str],
+    dataset: CaptionDataset,
+    beams: Sequence[Sequence[Caption]],
+    references: dict[int, tuple[str, ...]],
+) -> dict[str, float]:
+    """How varied the captions are; what needs train captions or several an image, where there are any."""
+    train = {caption for image in dataset.images if image.split == "train" for caption in image.captions}
+    found = diversity(captions.values(), train)
+    if not train:
+        del found["seen_in_train"], found["vocabulary_of_train"]
+    if beams and min(map(len, beams)) > 1:
+        texts = [[caption.text for caption in beam] for beam in beams]
+        found["self_cider_of_beam"] = float(self_cider(texts, references.values()).mean())
+    return {name: value for name, value in found.items() if value == value}  # a share of nothing is NaN
+
+
+def compare(baseline: Scores, scores: Scores) -> dict[str, dict[str, Any]]:
+    """Per metric the difference to the baseline, its 95 % interval, p, and in a word what it is."""
+    return {
+        name: {**test._asdict(), "verdict": "noise" if test.p >= NOISE else "gain" if test.difference > 0 else "loss"}
+        for name, test in paired_test(baseline, scores).items()
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the scores, what is known of them, and why those that are not there are not."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    protocol, classes, varied = result["protocol"], result["classes"], result["diversity"]
+    title = f"{protocol['dataset']} {protocol['split']}, {protocol['images']} images (x 100)"
+    table = Table("", *(Column(name, justify="right") for name in ("score", "95 % interval")), title=title)
+    for name, value in result["metrics"].items():
+        low, high = result["intervals"][name]
+        table.add_row(name, f"{100 * value:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
     console.print(table)
-    for name, reason in unavailable.items():
+    for name, reason in protocol["unavailable"].items():
         console.print(f"{name} is not there: {reason}")
+    if classes:
+        ranked = sorted(classes, key=lambda name: classes[name]["CIDEr"])
+        ends = " to ".join(f"{100 * classes[name]['CIDEr']:.1f} ({name})" for name in (ranked[0], ranked[-1]))
+        console.print(f"CIDEr of {len(classes)} scene classes: {ends}; all of them are in --output and --report")
+    console.print("diversity: " + ", ".join(f"{name} {value:.4g}" for name, value in varied.items()))
+    if "seen_in_train" not in varied:
+        console.print("what is compared with train captions is left out: there are none in this data set's folder")
+    if "comparison" in result:
+        show_comparison(console, result["comparison"])
+
+
+def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
+    """Print which differences to the baseline are gains, losses or noise."""
+    columns = ("difference", "95 % interval", "p")
+    table = Table("", *(Column(name, justify="right") for name in columns), "", title="against the baseline (x 100)")
+    for name, test in comparison["metrics"].items():
+        interval = f"{100 * test['low']:+.2f} to {100 * test['high']:+.2f}"
+        table.add_row(name, f"{100 * test['difference']:+.2f}", interval, f"{test['p']:.3f}", test["verdict"])
+    console.print(table)
+    console.print(
+        f"noise: captions swapped between the two at random differ as much in {100 * NOISE:.0f} % of trials or more; "
+        f"baseline: {comparison['baseline']}"
+    )
 
 
 if __name__ == "__main__":

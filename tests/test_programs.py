@@ -1,6 +1,7 @@
 """The programs as a user runs them: through the command line, on scenes, end to end."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -184,6 +185,20 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
         with pytest.raises(UserError, match=fault) as caught:
             call("eval", "--results", results, *arguments)
         assert "\n" not in str(caught.value)
+
+
+def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = run_dir / "best.safetensors"
+    data = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    call("eval", "--checkpoint", checkpoint, *data, "--output", tmp_path / "r.json", "--report", tmp_path / "r.html")
+    result, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
+    assert page.count("data:image/jpeg") == page.count("data-attention") == page.count("<canvas") == 17 + 6
+    for value in (100 * result["metrics"]["CIDEr"], 100 * result["intervals"]["CIDEr"][0]):
+        assert f"{value:.2f}" in page
+    assert 0 <= result["diversity"]["self_cider_of_beam"] <= 1
+    protocol = result["protocol"]
+    assert protocol["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert protocol["beam_size"] == 2 and protocol["preprocessing"]["size"] == 96
 
 
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
