@@ -131,9 +131,7 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
     spans, centres = _spans(canvas.owner, len(canvas.kinds))
     least = MIN_SIDE * size / UNITS
     things = [
-        i
-        for i, (x1, y1, x2, y2) in spans.items()
-        if canvas.kinds[i] in THINGS and min(x2 - x1, y2 - y1) >= least
+        i for i, (x1, y1, x2, y2) in spans.items() if canvas.kinds[i] in THINGS and min(x2 - x1, y2 - y1) >= least
     ]
     # slivers of things that have no box count as background
     shown = [k if k in STUFF or i in things else "background" for i, k in enumerate(canvas.kinds)]
@@ -157,9 +155,7 @@ def generate_scene(seed: int, index: int, size: int = 224) -> Scene:
         boxes=np.array([spans[i] for i in things], np.float32).reshape(-1, 4),
         labels=np.array([CLASSES.index(canvas.kinds[i]) for i in things], np.int64),
         mask=mask,
-        nouns={
-            c: said for c in CLASSES if c in present and (said := tuple(w for w in NOUNS[c] if w in words))
-        },
+        nouns={c: said for c in CLASSES if c in present and (said := tuple(w for w in NOUNS[c] if w in words))},
         groups=groups,
         relation=relation,
     )
@@ -269,9 +265,7 @@ def write_dataset(
             (draft / folder).mkdir(parents=True)
         splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
         images, truth = [], {}
-        for index, (name, captions, facts) in enumerate(
-            _write_scenes(draft, seed, len(splits), size, processes)
-        ):
+        for index, (name, captions, facts) in enumerate(_write_scenes(draft, seed, len(splits), size, processes)):
             images.append(_karpathy(name, index, splits[index], captions))
             truth[name] = facts
             if progress:
@@ -362,13 +356,9 @@ def read_truth(root: Path) -> dict[str, Truth]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): make the dataset anew with write_dataset"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}): make the dataset anew with write_dataset") from error
     if stored["classes"] != list(CLASSES):
-        raise UserError(
-            f"{path} has other classes than this version draws: delete the folder to make it anew"
-        )
+        raise UserError(f"{path} has other classes than this version draws: delete the folder to make it anew")
     return {
         name: Truth(
             scene_type=facts["scene_type"],

@@ -189,7 +189,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
 
 def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: Path, tmp_path: Path) -> None:
     checkpoint = run_dir / "best.safetensors"
-    data = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    data: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
     call("eval", "--checkpoint", checkpoint, *data, "--output", tmp_path / "r.json", "--report", tmp_path / "r.html")
     result, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
     assert page.count("data:image/jpeg") == page.count("data-attention") == page.count("<canvas") == 17 + 6

@@ -291,8 +291,7 @@ class Canvas:
         centre_y = lattice[:, None] + jitter_y * np.float32(spacing * 0.42)
         radius = (radius * np.float32(0.16) + np.float32(0.56)) * np.float32(spacing)
         px, py = (
-            np.clip((c * np.float32(self.scale)).astype(np.int64), 0, self.size - 1)
-            for c in (centre_x, centre_y)
+            np.clip((c * np.float32(self.scale)).astype(np.int64), 0, self.size - 1) for c in (centre_x, centre_y)
         )
         grows = ground[py, px] & (self.dice.noise(n, n) < np.float32(percent / 50 - 1))
         radius = np.where(grows, radius, np.float32(-1))

@@ -39,9 +39,7 @@ def beach(s: Story) -> None:
     if boats:
         s.say("boats", "boat", boats, "white")
     if d.chance(60):
-        c.paint(
-            c.beyond(s.at(0, shore - 58), (-s.across[0], -s.across[1]), rough=6), draw.GROUNDS["grass"], 0
-        )
+        c.paint(c.beyond(s.at(0, shore - 58), (-s.across[0], -s.across[1]), rough=6), draw.GROUNDS["grass"], 0)
         s.plant(85)
 
 
@@ -66,9 +64,7 @@ def desert(s: Story) -> None:
         count = d.integer(1, 3)
         tint = d.choice(("blue", "green"))
         for spot in d.sample(s.grid(2, 2, 76, 70), count):
-            draw.water(
-                c, c.oval(spot, s.axis, d.between(38, 56), d.between(26, 36), rough=0.16), tint, "pond"
-            )
+            draw.water(c, c.oval(spot, s.axis, d.between(38, 56), d.between(26, 36), rough=0.16), tint, "pond")
         s.say("other", "pond", count, tint)
     elif which == "rocks":
         count = d.integer(2, 6)
@@ -112,9 +108,7 @@ def forest(s: Story) -> None:
     draw.ground(c, "leaf")
     which = d.choice(("road", "river", "pond", "house", "lawn"))
     if which == "road":
-        line = smooth(
-            [s.at(-230, 0), s.at(-60, d.between(-50, 50)), s.at(50, d.between(-50, 50)), s.at(230, 0)]
-        )
+        line = smooth([s.at(-230, 0), s.at(-60, d.between(-50, 50)), s.at(50, d.between(-50, 50)), s.at(230, 0)])
         draw.road(c, line, 9, marked=False)
         s.say("other", "road", shape=d.choice(("winding", "narrow")))
     elif which == "river":
@@ -123,9 +117,7 @@ def forest(s: Story) -> None:
         s.say("other", "water", colour=colour, noun="river")
     elif which == "pond":
         colour = d.choice(("blue", "green"))
-        draw.water(
-            c, c.oval(s.origin, s.axis, d.between(60, 90), d.between(44, 60), rough=0.14), colour, "pond"
-        )
+        draw.water(c, c.oval(s.origin, s.axis, d.between(60, 90), d.between(44, 60), rough=0.14), colour, "pond")
         s.say("other", "pond", 1, colour)
     elif which == "house":
         count, colour = d.integer(1, 3), d.choice(("red", "white", "gray"))
@@ -134,13 +126,9 @@ def forest(s: Story) -> None:
             draw.house(c, spot, s.axis, 24, 17, colour)
         s.say("other", "house", count, colour)
     else:
-        draw.lawn(
-            c, c.oval(s.at(d.between(-24, 24), d.between(-24, 24)), s.axis, 88, 62, rough=0.2), "dry grass"
-        )
+        draw.lawn(c, c.oval(s.at(d.between(-24, 24), d.between(-24, 24)), s.axis, 88, 62, rough=0.2), "dry grass")
         s.say("other", "grass", noun="piece of meadow")
-    c.trees(
-        c.free(("background",), 8 if which == "house" else 3), d.choice((9.0, 12.0)), 94, draw.GROUNDS["leaf"]
-    )
+    c.trees(c.free(("background",), 8 if which == "house" else 3), d.choice((9.0, 12.0)), 94, draw.GROUNDS["leaf"])
     s.say("main", "tree", "many", d.choice(("green", "")), d.choice(("tall", "")))
 
 
@@ -162,9 +150,7 @@ def mountain(s: Story) -> None:
         river_bed(s, d.between(9, 15), True, tint)
         s.say("other", "water", 1, tint, noun="river")
     elif which == "road":
-        line = smooth(
-            [s.at(-230, 0), s.at(-60, d.between(-60, 60)), s.at(50, d.between(-60, 60)), s.at(230, 0)]
-        )
+        line = smooth([s.at(-230, 0), s.at(-60, d.between(-60, 60)), s.at(50, d.between(-60, 60)), s.at(230, 0)])
         draw.road(c, line, 7, marked=False)
         s.say("other", "road", 1, shape="winding")
     if snow:
@@ -190,9 +176,7 @@ def meadow(s: Story) -> None:
         s.say("other", "house", count, tint)
     elif which == "pond":
         tint = d.choice(("blue", "green"))
-        draw.water(
-            c, c.oval(s.origin, s.axis, d.between(34, 64), d.between(26, 44), rough=0.14), tint, "pond"
-        )
+        draw.water(c, c.oval(s.origin, s.axis, d.between(34, 64), d.between(26, 44), rough=0.14), tint, "pond")
         s.say("other", "pond", 1, tint, "small")
     if d.chance(65):
         s.plant(d.choice((5, 12)), spacing=13)

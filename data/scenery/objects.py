@@ -135,9 +135,7 @@ def building(
     canvas.paint(outline, lighter(paint, 12), owner)
     canvas.paint(canvas.box(at, axis, length - 3, width - 3), lighter(paint, -8), owner, grain=5, clouds=5)
     for _ in range(dice.integer(1, 3)):
-        spot = along(
-            along(at, axis, dice.between(-0.3, 0.3) * length), turned(axis), dice.between(-0.25, 0.25) * width
-        )
+        spot = along(along(at, axis, dice.between(-0.3, 0.3) * length), turned(axis), dice.between(-0.25, 0.25) * width)
         canvas.paint(canvas.box(spot, axis, 5, 3.5), lighter(paint, dice.choice((-50, 22))), owner)
 
 
@@ -177,9 +175,7 @@ def boat(canvas: Canvas, at: Point, heading: Point, length: float, colour: str, 
     canvas.paint(canvas.box(along(at, heading, -u * 0.3), heading, u * 0.7, v * 1.1), deck, owner)
 
 
-def football_field(
-    canvas: Canvas, at: Point, axis: Point, length: float, margin: Patch | None = None
-) -> None:
+def football_field(canvas: Canvas, at: Point, axis: Point, length: float, margin: Patch | None = None) -> None:
     """A football field with mowing stripes and white lines, perhaps with a margin of grass."""
     owner, width = canvas.new("football field"), length * 0.62
     if margin:
@@ -188,14 +184,10 @@ def football_field(
     canvas.paint(canvas.box(at, axis, length, width), (76, 136, 66), owner, grain=5, pattern=mown)
     line: Colour = (226, 232, 222)
     for side in (1, -1):
-        canvas.paint(
-            canvas.box(along(at, axis, 0, side * (width / 2 - 2)), axis, length - 4, 1.1), line, owner
-        )
+        canvas.paint(canvas.box(along(at, axis, 0, side * (width / 2 - 2)), axis, length - 4, 1.1), line, owner)
         canvas.paint(canvas.box(along(at, axis, side * (length / 2 - 2)), axis, 1.1, width - 4), line, owner)
         goal = along(at, axis, side * (length / 2 - length * 0.1))
-        canvas.paint(
-            canvas.box(along(goal, axis, -side * length * 0.02), axis, 1.0, width * 0.4), line, owner
-        )
+        canvas.paint(canvas.box(along(goal, axis, -side * length * 0.02), axis, 1.0, width * 0.4), line, owner)
     canvas.paint(canvas.disc(at, length * 0.09), line, owner)
     canvas.paint(canvas.disc(at, length * 0.09 - 1.1), (76, 136, 66), owner, grain=5, pattern=mown)
     canvas.paint(canvas.box(at, axis, 1.1, width - 4), line, owner)
@@ -243,9 +235,7 @@ def baseball_field(canvas: Canvas, at: Point, axis: Point, radius: float) -> Non
         return intersection(sector, wedge)
 
     canvas.paint(fan(radius * 1.25), (176, 138, 96), owner, grain=6)
-    canvas.paint(
-        fan(radius * 1.19), (88, 138, 70), owner, grain=6, pattern=canvas.stripes(left, 14) * np.float32(6)
-    )
+    canvas.paint(fan(radius * 1.19), (88, 138, 70), owner, grain=6, pattern=canvas.stripes(left, 14) * np.float32(6))
     dirt: Colour = (190, 140, 92)
     canvas.paint(fan(radius * 0.66), dirt, owner, grain=7)
     canvas.paint(canvas.disc(home, radius * 0.13), dirt, owner, grain=7)
@@ -348,9 +338,7 @@ def mountains(canvas: Canvas, colour: Colour, snow: bool) -> None:
     """Ridges and valleys lit by the sun over the whole square, the heights white if there is snow."""
     one, half = np.float32(1), np.float32(0.5)
     height = one - np.abs(canvas.smooth_noise(64) + half * canvas.smooth_noise(30))
-    height = (
-        height + half * (one - np.abs(canvas.smooth_noise(28))) + np.float32(0.12) * canvas.smooth_noise(9)
-    )
+    height = height + half * (one - np.abs(canvas.smooth_noise(28))) + np.float32(0.12) * canvas.smooth_noise(9)
     steps = np.float32(canvas.scale * 30)
     slope_x, slope_y = np.zeros_like(height), np.zeros_like(height)
     slope_x[:, 1:] = (height[:, 1:] - height[:, :-1]) * steps
@@ -369,9 +357,7 @@ def overpass(canvas: Canvas, at: Point, axis: Point, width: float) -> None:
     owner, deck = canvas.new("overpass"), canvas.box(at, axis, 460, width)
     canvas.shadow(deck, 6)
     canvas.paint(deck, (196, 194, 188), owner)
-    canvas.paint(
-        canvas.box(at, axis, 460, width - 3), lighter(GROUNDS["asphalt"], 16), owner, grain=5, clouds=4
-    )
+    canvas.paint(canvas.box(at, axis, 460, width - 3), lighter(GROUNDS["asphalt"], 16), owner, grain=5, clouds=4)
     canvas.paint(canvas.box(at, axis, 460, 1.0, dash=(7, 6)), (228, 226, 214), owner)
 
 
@@ -390,9 +376,7 @@ def rock(canvas: Canvas, at: Point, axis: Point, length: float) -> None:
     owner, outline = canvas.new("rock"), canvas.oval(at, axis, length, length * 0.72, rough=0.2)
     canvas.shadow(outline, 4)
     canvas.paint(outline, (92, 80, 72), owner, grain=14, clouds=10)
-    canvas.paint(
-        canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12
-    )
+    canvas.paint(canvas.disc(along(at, canvas.sun, length * 0.14), length * 0.2), (126, 112, 100), owner, grain=12)
 
 
 def monument(canvas: Canvas, at: Point, axis: Point) -> None:

@@ -100,10 +100,7 @@ def parking_lot(s: Story, v: float, rows: int, columns: int, percent: int = 70) 
 def river_bed(s: Story, width: float, curved: bool, colour: str) -> list[Point]:
     """A river across the square along the axis; gives the points that its middle runs through."""
     bend = s.dice.between(26, 40) * s.dice.choice((-1, 1)) if curved else 0.0
-    course = [
-        s.at(u, bend * k)
-        for u, k in ((-240, 0), (-120, 0.4), (-60, 1), (0, 0), (60, -1), (120, -0.4), (240, 0))
-    ]
+    course = [s.at(u, bend * k) for u, k in ((-240, 0), (-120, 0.4), (-60, 1), (0, 0), (60, -1), (120, -0.4), (240, 0))]
     course = smooth(course) if curved else [course[0], course[-1]]
     s.canvas.paint(s.canvas.path(course, width + 7, rough=4), draw.GROUNDS["soil"], grain=8)
     draw.water(s.canvas, s.canvas.path(course, width, rough=4), colour)

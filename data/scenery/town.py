@@ -12,9 +12,7 @@ def airport(s: Story) -> None:
     count, colour, runways = d.integer(1, 5), d.choice(("white", "blue", "red", "orange")), d.integer(1, 2)
     for v in (-60, -88)[:runways]:
         draw.runway(c, s.at(0, v), s.axis, 18)
-    c.paint(
-        c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], c.new("pavement"), grain=4, clouds=8
-    )
+    c.paint(c.box(s.at(0, 18), s.axis, 330, 84), draw.GROUNDS["concrete"], c.new("pavement"), grain=4, clouds=8)
     for u in range(-140, 141, 35):
         c.darken(c.box(s.at(u, 18), s.across, 84, 0.9), 0.12)
     shade = d.choice(("gray", "white", "brown"))
@@ -198,10 +196,7 @@ def port(s: Story) -> None:
         c.paint(pier, (176, 170, 158), c.new("pier"), pattern=c.stripes(s.across, 5) * 6)
     boats, tint = d.integer(1, 6), d.choice(("white", "red", "blue", "orange"))
     berths = [
-        s.at((i - (piers - 1) / 2) * 68 + side * 17, v)
-        for i in range(piers)
-        for side in (-1, 1)
-        for v in (-12, 14, 40)
+        s.at((i - (piers - 1) / 2) * 68 + side * 17, v) for i in range(piers) for side in (-1, 1) for v in (-12, 14, 40)
     ]
     for spot in d.sample(berths, boats):
         draw.boat(c, spot, s.axis if d.chance(50) else (-s.axis[0], -s.axis[1]), 23, tint)

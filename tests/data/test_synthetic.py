@@ -45,9 +45,7 @@ def scenes() -> tuple[Scene, ...]:
 
 def digest(scene: Scene) -> str:
     parts = (scene.image, scene.mask, scene.boxes, scene.labels)
-    return hashlib.sha256(
-        b"".join(p.tobytes() for p in parts) + "|".join(scene.captions).encode()
-    ).hexdigest()
+    return hashlib.sha256(b"".join(p.tobytes() for p in parts) + "|".join(scene.captions).encode()).hexdigest()
 
 
 def colour_seen(scene: Scene, row: int) -> np.ndarray:
@@ -60,11 +58,7 @@ def colour_seen(scene: Scene, row: int) -> np.ndarray:
 def test_scene_has_what_it_promises() -> None:
     for scene in scenes():
         assert scene.image.shape == (224, 224, 3) and scene.image.dtype == np.uint8
-        assert (
-            scene.mask.shape == (224, 224)
-            and scene.mask.dtype == np.uint8
-            and scene.mask.max() < len(CLASSES)
-        )
+        assert scene.mask.shape == (224, 224) and scene.mask.dtype == np.uint8 and scene.mask.max() < len(CLASSES)
         assert scene.boxes.shape == (len(scene.labels), 4) and scene.boxes.dtype == np.float32
         assert scene.labels.dtype == np.int64 and {CLASSES[i] for i in scene.labels} <= THINGS.keys()
         assert scene.image.std() > 5
@@ -229,9 +223,7 @@ def test_pixels_and_words_are_pinned(index: int, sha256: str) -> None:
 
 
 def test_a_scene_depends_on_nothing_but_seed_index_and_size() -> None:
-    code = (
-        "import hashlib as h, data.synthetic as s; print(h.sha256(s.generate_scene(7, 33).image).hexdigest())"
-    )
+    code = "import hashlib as h, data.synthetic as s; print(h.sha256(s.generate_scene(7, 33).image).hexdigest())"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert alone.stdout.strip() == hashlib.sha256(scenes()[33].image.tobytes()).hexdigest()
     assert digest(generate_scene(8, 33)) != digest(generate_scene(7, 33))

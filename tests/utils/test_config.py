@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from utils.config import CONFIGS, Config, dump_config, flatten, load_config, parse_config, read_yaml
+from utils.config import CONFIGS, Config, DataConfig, dump_config, flatten, load_config, parse_config, read_yaml
 
 
 def arguments(*overrides: str, **flags: object) -> argparse.Namespace:
@@ -14,7 +14,7 @@ def arguments(*overrides: str, **flags: object) -> argparse.Namespace:
 
 
 def test_nothing_given_is_the_default() -> None:
-    assert load_config(arguments()) == Config()
+    assert load_config(arguments()) == Config(data=DataConfig(augment=False))
 
 
 def test_later_wins(tmp_path: Path) -> None:
