@@ -1,4 +1,4 @@
-"""Caption images: python caption.py --checkpoint PATH INPUT... [--output F.json|.jsonl|.csv].
+"""Caption images: python caption.py INPUT... [--checkpoint PATH] [--output F.json|.jsonl|.csv].
 
 An INPUT is an image or a folder of images.
 """
@@ -12,7 +12,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, or a folder of images")
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="best.safetensors of a run")
+    parser.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
     parser.add_argument("--output", metavar="F", help="write the captions there: .json, .jsonl or .csv")
     parser.add_argument("--attention", metavar="F.png", help="draw where the decoder looked for each word")
     return parser.parse_args(words)
@@ -30,7 +30,7 @@ from pathlib import Path
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES
 from data.loading import ImageFiles
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.devices import best_device, choose_precision
 from utils.inference import caption_rows
 from utils.visualize import Panel, attention_figure
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
         if writer is None:
             raise UserError(f"--output {arguments.output}: the suffix must be one of {', '.join(FORMATS)}")
     paths = find_images([Path(name) for name in arguments.inputs])
-    checkpoint = load_checkpoint(Path(arguments.checkpoint))
+    checkpoint = load_checkpoint(Path(arguments.checkpoint or SHIPPED))
     checkpoint.captioner.to(best_device())
     files = ImageFiles(paths, checkpoint.preprocessing)
     beams = caption_rows(

@@ -15,8 +15,8 @@ from utils.files import git_sha, run_program, write_json
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
@@ -44,7 +44,7 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
 from utils.diversity import diversity, self_cider
@@ -63,20 +63,21 @@ def main(arguments: argparse.Namespace) -> None:
     """Caption the split or read the results, score, print, write."""
     if arguments.results and arguments.dataset is None:
         raise UserError("--results needs --dataset NAME, the annotations to score against")
-    checkpoint = load_checkpoint(Path(arguments.checkpoint)) if arguments.checkpoint else None
+    path = None if arguments.results else Path(arguments.checkpoint or SHIPPED)
+    checkpoint = load_checkpoint(path) if path else None
     config = with_data(checkpoint.config if checkpoint else Config(), arguments)
     dataset = open_dataset(config)
     images = dataset.split(arguments.split)
     others = read_results(Path(arguments.baseline), images) if arguments.baseline else None
 
     beams: list[list[Caption]] = []
-    if checkpoint:
+    if path and checkpoint:
         precision = choose_precision("auto", best_device())
         beams = caption_images(checkpoint, config, dataset, images, precision)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
-            "checkpoint": arguments.checkpoint,
-            "checkpoint_sha256": file_digest(Path(arguments.checkpoint)),
+            "checkpoint": str(arguments.checkpoint or SHIPPED.name),
+            "checkpoint_sha256": file_digest(path),
             **config.decoding.model_dump(),
             "precision": precision,
             "preprocessing": checkpoint.preprocessing.to_dict(),

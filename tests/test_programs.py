@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ import caption
 import eval as eval_program
 import train
 from data.errors import UserError
+from utils import ship
+from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import load_config
 
 PROGRAMS = {"train": train, "eval": eval_program, "caption": caption}
@@ -234,6 +237,32 @@ def test_any_image_can_be_captioned(program: Program, run_dir: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
     assert Image.open(picture).width > 300
+
+
+def test_the_checkpoint_that_ships_is_the_default(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = next((scenes / "RSICD_images").glob("river*"))
+    call("caption", image)
+    assert re.fullmatch(rf"{re.escape(str(image))}: \w+( \w+)+\n", capsys.readouterr().out)
+    assert SHIPPED.stat().st_size < 40e6
+    config = load_checkpoint(SHIPPED).config
+    assert config.data_root is None and config.output_dir is None  # nothing of the machine that trained it
+    call("eval", "--data-root", scenes, "--split", "val")
+    assert "CIDEr" in capsys.readouterr().out
+
+
+def test_shipping_halves_a_checkpoint_and_keeps_its_captions(
+    evaluated: dict, scenes: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, output = tmp_path / "half.safetensors", tmp_path / "half.json"
+    monkeypatch.setattr(sys, "argv", ["ship", str(run_dir / "best.safetensors"), str(half)])
+    ship.main()
+    assert load_checkpoint(half).config.data_root is None
+    assert half.stat().st_size < 0.51 * (run_dir / "best.safetensors").stat().st_size
+    data = ["--dataset", "RSICD", "--data-root", str(scenes), "--split", "val"]
+    call("eval", "--checkpoint", half, *data, "--output", output)
+    pairs = zip(json.loads(output.read_text())["captions"], evaluated["captions"], strict=True)
+    # rounding to float16 may turn a caption where two words are equally likely
+    assert sum(a["caption"] == b["caption"] for a, b in pairs) >= 15
 
 
 def test_slips_end_with_one_line_and_exit_code_2(program: Program, run_dir: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from utils.config import Config, ModelConfig, parse_config
 from utils.files import write_whole
 
 FORMAT = "nadir-1"
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def build_captioner(model: ModelConfig, encoder: Encoder, vocabulary_size: int, 
     return Captioner(encoder, decoder, model.encoder.trainable)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint for inference, whole or not at all."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`."""
     metadata = {
         "format": FORMAT,
         "config": checkpoint.config.model_dump(mode="json"),
@@ -53,7 +54,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "about": checkpoint.about,
     }
-    _write(path, _own_tensors(checkpoint.captioner), metadata)
+    tensors = _own_tensors(checkpoint.captioner)
+    _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

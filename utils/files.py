@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,9 @@ T = TypeVar("T")
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to the disk, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -26,7 +27,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check space and rights") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,6 +21,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_whole(tmp_path / "file" / "below.txt", "text")
+
+
 def test_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"caption": "caf\u00e9"})
     assert "caf\u00e9" in (tmp_path / "a.json").read_text(encoding="utf-8")
