@@ -99,7 +99,8 @@ class CTCLoss(nn.Module):
         if input_lengths.shape != (batch,) or target_lengths.shape != (batch,):
             raise ValueError(f"{batch} sequences need as many input_lengths and target_lengths")
         check_targets(targets, target_lengths, classes, self.blank)
-        log_probs = logits.log_softmax(2) if self.from_logits else logits
+        # a view of the caller's log-probabilities, so that the hook below is not on the caller's tensor
+        log_probs = logits.log_softmax(2) if self.from_logits else logits.view_as(logits)
         if batch == 0:  # torch refuses it
             return reduce(log_probs.sum((0, 2)), self.reduction)
         values = F.ctc_loss(

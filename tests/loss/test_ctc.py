@@ -94,6 +94,14 @@ def test_an_impossible_target_is_infinite_and_spoils_no_gradient(logits: Tensor)
     assert gradient(logits).isnan().any()  # the quirk
 
 
+def test_the_callers_log_probabilities_keep_no_hook(logits: Tensor) -> None:
+    log_probs = logits.detach().log_softmax(2).requires_grad_()
+    impossible = torch.tensor([[1, 1, 1]] * N)  # 1-1-1 wants five steps
+    CTCLoss(from_logits=False)(log_probs, impossible, torch.full((N,), 4), torch.full((N,), 3))
+    log_probs.sum().backward()
+    assert gradient(log_probs).eq(1).all()
+
+
 def test_zero_infinity_counts_it_as_0(logits: Tensor) -> None:
     inputs = torch.tensor([5, 2, 3])
     values = CTCLoss(reduction="none", zero_infinity=True)(logits, TARGETS, inputs, LENGTHS)
