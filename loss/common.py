@@ -18,6 +18,18 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALVES else tensor
 
 
+def bounded(logits: Tensor) -> Tensor:
+    """Return logits with -inf and inf as half the least and greatest number; NaN stays.
+
+    An infinite logit is a sure one, but inf - inf and 0 * inf are NaN. Half, so that two still add up.
+
+    >>> bounded(torch.tensor([-torch.inf, 1.0])).sigmoid()
+    tensor([0.0000, 0.7311])
+    """
+    limit = torch.finfo(logits.dtype).max / 2
+    return logits.clamp(-limit, limit)
+
+
 def full_precision(tensor: Tensor) -> torch.autocast:
     """Return a context in which autocast leaves matrix products of ``tensor``'s device alone."""
     return torch.autocast(tensor.device.type, enabled=False)

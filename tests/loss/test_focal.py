@@ -243,6 +243,8 @@ def test_softmax_bad_input() -> None:
         SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([3]))
     with pytest.raises(ValueError, match="do not fit"):
         SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="class indices"):
+        SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]))
     with pytest.raises(ValueError, match="reduction"):
         SoftmaxFocalLoss(reduction="avg")
 
