@@ -155,7 +155,12 @@ def test_bad_input(logits: Tensor) -> None:
             CTCLoss()(logits, torch.tensor([1, 2, label, 3, 2]), INPUTS, LENGTHS)
     with pytest.raises(ValueError, match="three axes"):
         CTCLoss()(logits[0], TARGETS, INPUTS, LENGTHS)
-    with pytest.raises(ValueError, match="3 sequences"):
+    with pytest.raises(ValueError, match="3 sequences need as many input_lengths"):
         CTCLoss()(logits, TARGETS, INPUTS[:2], LENGTHS)
+    for inputs, lengths in ((INPUTS + 1, LENGTHS), (INPUTS, LENGTHS + 2), (INPUTS, LENGTHS - 2)):
+        with pytest.raises(ValueError, match=r"_lengths must be from 0 to (5|3)"):
+            CTCLoss()(logits, TARGETS, inputs, lengths)
+    with pytest.raises(ValueError, match="5 labels, but target_lengths of 6"):
+        CTCLoss()(logits, torch.tensor([1, 2, 1, 3, 2]), INPUTS, torch.tensor([2, 2, 2]))
     with pytest.raises(ValueError, match="reduction"):
         CTCLoss(reduction="batchmean")
