@@ -87,6 +87,15 @@ def find_class_dim(logits: Tensor, labels: Tensor, dims: tuple[int, ...] = (1, -
     raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(shape)}, classes on axis {dims}")
 
 
+def either(first: Tensor | None, second: Tensor | None) -> Tensor:
+    """Return the one that is given, of the two names of an argument; TypeError for none and for both."""
+    if first is None:
+        first, second = second, None
+    if first is None or second is not None:
+        raise TypeError("an argument is missing, or given under both of its names")
+    return first
+
+
 def along_first(weight: Tensor, values: Tensor) -> Tensor:
     """Shape one weight per entry of the first axis, [B], so that it broadcasts over ``values``, [B, ...]."""
     if weight.shape != values.shape[:1]:
