@@ -50,8 +50,9 @@ class CategoricalKL(torch.autograd.Function):
 
 
 def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Return P log(P / Q), elementwise; see :class:`CategoricalKL`."""
-    return CategoricalKL.apply(p_logits, q_logits)
+    """Return P log(P / Q), elementwise, in the finer of both precisions; see :class:`CategoricalKL`."""
+    dtype = torch.promote_types(p_logits.dtype, q_logits.dtype)
+    return CategoricalKL.apply(p_logits.to(dtype), q_logits.to(dtype))
 
 
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:

@@ -71,6 +71,8 @@ class KLDistillationLoss(nn.Module):
     ) -> Tensor:
         """Return the loss; see the class."""
         check_same_shape(student_logits, teacher_logits)
+        if mask is not None:
+            check_same_shape(mask, student_logits[..., 0])
         student, teacher = upcast(student_logits), upcast(teacher_logits)
         values = categorical_kl(teacher / self.temperature, student / self.temperature)
         scale = self.temperature**2
@@ -274,6 +276,8 @@ class RLHFKLLoss(nn.Module):
         """Return the loss of (policy_logits, ref_logits, mask), or of (logprobs, ref_logprobs, mask)."""
         policy, ref = upcast(either(policy_logits, logprobs)), upcast(either(ref_logits, ref_logprobs))
         check_same_shape(policy, ref)
+        if mask is not None:
+            check_same_shape(mask, policy[..., 0] if self.estimator == "full" else policy)
         if self.estimator == "full":
             pair = (ref, policy) if self.direction == "ref_policy" else (policy, ref)
             return self.beta * reduce(categorical_kl(*pair).sum(-1), "mean", mask)
@@ -349,7 +353,7 @@ class AlignmentKLLoss(nn.Module):
         if labels.shape != image.shape[:1]:
             raise ValueError(f"labels {tuple(labels.shape)} are not one per row of {tuple(image.shape)}")
         with full_precision(image):
-            similarity = self.scale * image @ text.T  # [N, N]
+            similarity = self.scale * image @ text.T.to(image.dtype)  # [N, N]
         same = (labels[:, None] == labels[None, :]).to(similarity.dtype)
         loss = self.one_way(similarity, same)
         return 0.5 * (loss + self.one_way(similarity.T, same)) if self.symmetric else loss

@@ -32,6 +32,14 @@ def test_categorical_kl_is_torchs_and_its_gradients_are_autograds() -> None:
     torch.autograd.gradcheck(categorical_kl, (p, q))
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_categorical_kl_of_two_precisions_has_the_finer(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    p, q = (x.detach().to(dtype) for x, dtype in zip((numbers(0), numbers(1)), dtypes, strict=True))
+    torch.testing.assert_close(categorical_kl(p, q), categorical_kl(p.double(), q.double()), rtol=0, atol=0)
+    torch.autograd.backward(categorical_kl(p.requires_grad_(), q.requires_grad_()).sum())
+    assert (gradient(p).dtype, gradient(q).dtype) == dtypes
+
+
 def test_categorical_kl_where_both_logits_are_minus_infinity() -> None:
     p = torch.tensor([[-INF, 0.0, 1.0]], requires_grad=True)
     q = torch.tensor([[-INF, 1.0, 0.0]], requires_grad=True)

@@ -362,5 +362,12 @@ def test_bad_input() -> None:
     for call in (KLDistillationLoss(), VAEKLLoss(), PolicyKLLoss(), RLHFKLLoss(), AlignmentKLLoss()):
         with pytest.raises(ValueError, match="differ"):
             call(x, y)
+    logits = torch.zeros(2, 3, 4)
+    for mask in (torch.ones(3), torch.ones(2, 4), torch.ones(2, 3, 4)):  # [3] would broadcast
+        for loss in (KLDistillationLoss(), KLDistillationLoss(reduction="none"), RLHFKLLoss()):
+            with pytest.raises(ValueError, match="differ"):
+                loss(logits, logits, mask)
+    with pytest.raises(ValueError, match="differ"):
+        RLHFKLLoss(estimator="k1")(x, x, torch.ones(3))
     with pytest.raises(ValueError, match="one per row"):
         AlignmentKLLoss()(x, x, torch.zeros(3))
