@@ -286,6 +286,7 @@ def test_alignment_of_embeddings(scale: float) -> None:
     there, back = AlignmentKLLoss()(scale * cosine, same), AlignmentKLLoss()(scale * cosine.T, same)
     torch.testing.assert_close(AlignmentKLLoss(scale)(image, text, labels), (there + back) / 2)
     torch.testing.assert_close(AlignmentKLLoss(scale, symmetric=False)(image, text, labels), there)
+    assert AlignmentKLLoss(scale)(image, text.detach().float(), labels).dtype == torch.float64
     torch.testing.assert_close(
         AlignmentKLLoss(scale)(7 * image, text / 3, labels), AlignmentKLLoss(scale)(image, text, labels)
     )
