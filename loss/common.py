@@ -67,6 +67,12 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None = No
         raise IndexError(f"label {labels[wrong][0].item()} is outside [0, {num_classes}) and is not ignored")
 
 
+def check_class_weight(weight: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless ``weight`` is one number per class: of a longer one, the rest would go unnoticed."""
+    if weight.shape != (num_classes,):
+        raise ValueError(f"{num_classes} classes want as many weights, not the shape {tuple(weight.shape)}")
+
+
 def find_class_dim(logits: Tensor, labels: Tensor, dims: tuple[int, ...] = (1, -1)) -> int:
     """Return the first of ``dims`` along which ``logits`` can hold the classes of ``labels``.
 

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import along_first, bounded, check_labels, check_reduction, find_class_dim, read_pair, reduce, upcast
+from loss.common import (
+    along_first,
+    bounded,
+    check_class_weight,
+    check_labels,
+    check_reduction,
+    find_class_dim,
+    read_pair,
+    reduce,
+    upcast,
+)
 from loss.cross_entropy import cross_entropy
 
 
@@ -160,6 +170,7 @@ def softmax_focal_loss(
     values = miss.pow(gamma) * surprise
     valid = labels != ignore_index
     if isinstance(alpha, Tensor) and alpha.ndim:
+        check_class_weight(alpha, logits.shape[find_class_dim(logits, labels, class_dims)])
         values = values * alpha.to(values)[labels.where(valid, 0)]
     elif alpha is not None:
         values = values * alpha
