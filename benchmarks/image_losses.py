@@ -123,8 +123,8 @@ def pidnet_case(ohem: bool) -> Case:
         return values[order][p < p[min(20000, len(p) - 1)].clamp(min=0.9)].mean()
 
     def plain() -> Tensor:
-        size = {"size": labels.shape[1:], "mode": "bilinear", "align_corners": True}
-        aux, pred, edge = (F.interpolate(m, **size) for m in out.values())
+        size = labels.shape[1:]
+        aux, pred, edge = (F.interpolate(m, size, mode="bilinear", align_corners=True) for m in out.values())
         values = F.cross_entropy(aux, labels, ignore_index=255, reduction="none" if ohem else "mean")
         share = boundary.mean()
         weight = torch.where(boundary == 1, 1 - share, share)

@@ -95,7 +95,7 @@ class LossFactory(nn.Module):
 
     Raises:
         ValueError: no entry, an unknown criterion or key (the message lists the known ones), a weight that
-            is no finite number, a name that stands twice.
+            is no finite number, a name that stands twice, reduction "none".
 
     >>> import torch
     >>> factory = LossFactory([{"criterion": "cross_entropy", "weight": 0.5}])
@@ -246,6 +246,8 @@ def make_loss(criterion: str, entry: Mapping[str, Any], offered: Mapping[str, An
     if unknown:
         keys = ", ".join([*FACTORY_KEYS, *known])
         raise ValueError(f"{criterion} knows no key {', '.join(map(repr, unknown))}; known: {keys}")
+    if given.get("reduction") == "none":
+        raise ValueError(f"{criterion} with reduction 'none' gives no number that could be summed with others")
     options = {key: value for key, value in offered.items() if key in known and value is not None} | given
     return loss(**{known[key]: value for key, value in options.items()})
 

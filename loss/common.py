@@ -18,6 +18,18 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALVES else tensor
 
 
+def bounded(logits: Tensor) -> Tensor:
+    """Return logits with -inf and inf as half the least and greatest number; NaN stays.
+
+    An infinite logit is a sure one, but inf - inf and 0 * inf are NaN. Half, so that two still add up.
+
+    >>> bounded(torch.tensor([-torch.inf, 1.0])).sigmoid()
+    tensor([0.0000, 0.7311])
+    """
+    limit = torch.finfo(logits.dtype).max / 2
+    return logits.clamp(-limit, limit)
+
+
 def full_precision(tensor: Tensor) -> torch.autocast:
     """Return a context in which autocast leaves matrix products of ``tensor``'s device alone."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -55,6 +67,12 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None = No
         raise IndexError(f"label {labels[wrong][0].item()} is outside [0, {num_classes}) and is not ignored")
 
 
+def check_class_weight(weight: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless ``weight`` is one number per class: of a longer one, the rest would go unnoticed."""
+    if weight.shape != (num_classes,):
+        raise ValueError(f"{num_classes} classes want as many weights, not the shape {tuple(weight.shape)}")
+
+
 def find_class_dim(logits: Tensor, labels: Tensor, dims: tuple[int, ...] = (1, -1)) -> int:
     """Return the first of ``dims`` along which ``logits`` can hold the classes of ``labels``.
 
@@ -73,6 +91,15 @@ def find_class_dim(logits: Tensor, labels: Tensor, dims: tuple[int, ...] = (1, -
         if axis is not None and shape[:axis] + shape[axis + 1 :] == labels.shape:
             return axis
     raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(shape)}, classes on axis {dims}")
+
+
+def either(first: Tensor | None, second: Tensor | None) -> Tensor:
+    """Return the one that is given, of the two names of an argument; TypeError for none and for both."""
+    if first is None:
+        first, second = second, None
+    if first is None or second is not None:
+        raise TypeError("an argument is missing, or given under both of its names")
+    return first
 
 
 def along_first(weight: Tensor, values: Tensor) -> Tensor:

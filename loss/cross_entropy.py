@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import along_first, check_reduction, find_class_dim, read_pair, reduce, upcast
+from loss.common import along_first, check_class_weight, check_reduction, find_class_dim, read_pair, reduce, upcast
 
 
 def cross_entropy(
@@ -30,8 +30,6 @@ def cross_entropy(
     torch's own kernel, so that checking them costs no further pass.
     """
     logits = upcast(logits)
-    if class_weight is not None:
-        class_weight = class_weight.to(logits)
     if target.is_floating_point():
         if target.shape != logits.shape:
             raise ValueError(f"probabilities {tuple(target.shape)} and logits {tuple(logits.shape)} differ in shape")
@@ -42,6 +40,9 @@ def cross_entropy(
         dim = find_class_dim(logits, target, class_dims)
         shape = target.shape
         target = target.long()
+    if class_weight is not None:
+        check_class_weight(class_weight, logits.shape[dim])
+        class_weight = class_weight.to(logits)
     # torch wants the classes on axis 1, and is fastest with them last: [N, T, C] -> [N * T, C]
     if dim != 1 and logits.ndim > 1:
         logits = logits.movedim(dim, -1).flatten(0, -2)

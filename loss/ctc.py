@@ -9,13 +9,24 @@ from torch import Tensor, nn
 from loss.common import check_reduction, divide, reduce, upcast
 
 
+def check_lengths(lengths: Tensor, name: str, batch: int, most: int) -> None:
+    """Raise ValueError unless ``lengths`` are ``batch`` numbers from 0 to ``most``."""
+    if lengths.shape != (batch,):
+        raise ValueError(f"{batch} sequences need as many {name}, not the shape {tuple(lengths.shape)}")
+    if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= most:
+        raise ValueError(f"{name} must be from 0 to {most}, not {lengths.tolist()}")
+
+
 def check_targets(targets: Tensor, target_lengths: Tensor, num_classes: int, blank: int) -> None:
     """Raise ValueError where a label within the lengths is the blank or no class; padding is not read."""
     if targets.ndim == 2:
         positions = torch.arange(targets.shape[1], device=targets.device)
         labels = targets[positions < target_lengths.to(targets.device)[:, None]]
     else:
-        labels = targets[: int(target_lengths.sum())]
+        total = int(target_lengths.sum())
+        if len(targets) != total:
+            raise ValueError(f"{len(targets)} labels, but target_lengths of {total} in all")
+        labels = targets
     if (labels == blank).any():
         raise ValueError(f"the blank, {blank}, stands among the targets")
     if ((labels < 0) | (labels >= num_classes)).any():
@@ -53,7 +64,7 @@ class CTCLoss(nn.Module):
 
     Raises:
         ValueError: the blank or what is no class within ``target_lengths``; wrong number of axes or lengths;
-            unknown reduction.
+            lengths beyond the input or the targets; unknown reduction.
 
     Reference:
         Graves et al., "Connectionist Temporal Classification", ICML 2006, equations 3 and 8.
@@ -95,11 +106,12 @@ class CTCLoss(nn.Module):
         input_lengths, target_lengths = torch.as_tensor(input_lengths), torch.as_tensor(target_lengths)
         if self.batch_first:
             logits = logits.transpose(0, 1)
-        _, batch, classes = logits.shape
-        if input_lengths.shape != (batch,) or target_lengths.shape != (batch,):
-            raise ValueError(f"{batch} sequences need as many input_lengths and target_lengths")
+        steps, batch, classes = logits.shape
+        check_lengths(input_lengths, "input_lengths", batch, steps)
+        check_lengths(target_lengths, "target_lengths", batch, targets.shape[-1])
         check_targets(targets, target_lengths, classes, self.blank)
-        log_probs = logits.log_softmax(2) if self.from_logits else logits
+        # a view of the caller's log-probabilities, so that the hook below is not on the caller's tensor
+        log_probs = logits.log_softmax(2) if self.from_logits else logits.view_as(logits)
         if batch == 0:  # torch refuses it
             return reduce(log_probs.sum((0, 2)), self.reduction)
         values = F.ctc_loss(

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import along_first, check_labels, check_reduction, find_class_dim, read_pair, reduce, upcast
+from loss.common import (
+    along_first,
+    bounded,
+    check_class_weight,
+    check_labels,
+    check_reduction,
+    find_class_dim,
+    read_pair,
+    reduce,
+    upcast,
+)
 from loss.cross_entropy import cross_entropy
 
 
@@ -37,11 +47,10 @@ def sigmoid_focal_loss(
     elif target.shape != logits.shape:
         raise ValueError(f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
     target = target.to(logits.dtype)
-    limits = torch.finfo(logits.dtype)
-    logits = logits.clamp(limits.min, limits.max)  # an infinite logit is a sure one, not inf - inf
+    logits = bounded(logits)
     miss = torch.addcmul(target, logits.sigmoid(), torch.rsub(target, 1.0, alpha=2.0))  # 1 - p_t = t + p (1 - 2 t)
     if not float(gamma).is_integer():  # a power below 1 has an infinite slope at 0, and rounding may end below 0
-        miss = miss.clamp(min=limits.tiny)
+        miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)
     values = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * miss.pow(gamma)
     if alpha is not None and alpha >= 0:
         values = values * torch.rsub(target, 1.0 - alpha, alpha=1.0 - 2.0 * alpha)  # alpha t + (1 - alpha)(1 - t)
@@ -150,6 +159,8 @@ def softmax_focal_loss(
     token_count: Tensor | float | None = None,
 ) -> Tensor:
     """Return the focal loss of one class of several; all as in :class:`SoftmaxFocalLoss`."""
+    if labels.is_floating_point():
+        raise ValueError("labels must be class indices; several classes at once want focal_loss")
     # -log p_t; an ignored label has 0 here
     surprise = cross_entropy(logits, labels, ignore_index=ignore_index, class_dims=class_dims, reduction="none")
     # 1 - p_t, a constant where p_t is 0 (inf * 0 would make its gradient NaN), and above 0, where a power
@@ -159,6 +170,7 @@ def softmax_focal_loss(
     values = miss.pow(gamma) * surprise
     valid = labels != ignore_index
     if isinstance(alpha, Tensor) and alpha.ndim:
+        check_class_weight(alpha, logits.shape[find_class_dim(logits, labels, class_dims)])
         values = values * alpha.to(values)[labels.where(valid, 0)]
     elif alpha is not None:
         values = values * alpha

@@ -112,8 +112,9 @@ class GANLoss(nn.Module):
         scores = upcast(prediction)
         label = self.real_label if target_is_real else self.fake_label
         if self.gan_mode == "vanilla":
-            labels = torch.full_like(scores, label)
-            return reduce(F.binary_cross_entropy_with_logits(scores, labels, reduction="none"))
+            # without the term that a label of 0 or 1 has not: 0 * inf would be NaN
+            shares = ((label, scores), (1.0 - label, -scores))
+            return torch.stack([share * reduce(-F.logsigmoid(x)) for share, x in shares if share]).sum()
         if self.gan_mode == "lsgan":
             return reduce((scores - label).square())
         if self.gan_mode == "hinge" and for_discriminator:

@@ -1,71 +1,15 @@
-"""The Kullback-Leibler family: distillation, VAE, policy, RLHF and alignment losses.
+"""The Kullback-Leibler family: distillation, VAE, policy, RLHF and alignment losses."""
 
-KL(P || Q) = sum_x P(x) log(P(x) / Q(x)): 0 where P is 0, whatever Q is, and inf where Q alone is 0.
-"""
-
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from loss.common import check_choice, check_reduction, check_same_shape, full_precision, reduce, upcast
+from loss.common import check_choice, check_reduction, check_same_shape, either, full_precision, reduce, upcast
+from loss.divergence import Gaussian, categorical_kl, gaussian_kl
 
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
-Gaussian = Sequence[Tensor]  # mean and log standard deviation
-
-
-class CategoricalKL(torch.autograd.Function):
-    """P log(P / Q), elementwise, of P = softmax(p_logits) and Q = softmax(q_logits) on the last axis.
-
-    By hand because autograd would meet -inf - -inf and 0 * inf where P is 0, and masks against it
-    cost more than the loss. The gradients, with G that of the output: to q_logits Q sum(P G) - P G; to
-    p_logits U - P sum(U) with U = (P log(P / Q) + P) G.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p_logits: Tensor, q_logits: Tensor) -> Tensor:
-        """Return the values; what is 0 by P stays 0 whatever Q is."""
-        log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-        p = log_p.exp()
-        # NaN is 0 * inf here, and becomes 0 ...
-        broken = p[..., :1].isnan() | log_q[..., :1].isnan()
-        values = log_p.sub_(log_q).mul_(p).nan_to_num_(0.0, torch.inf, -torch.inf)
-        # ... unless the logits were NaN: then their whole row is, and must stay so
-        values[..., :1].masked_fill_(broken, torch.nan)
-        ctx.save_for_backward(p, log_q, values)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of both logits, where they are wanted."""
-        p, log_q, values = ctx.saved_tensors
-        to_p = to_q = None
-        if ctx.needs_input_grad[0]:
-            u = (values + p).mul_(gradient)
-            to_p = u - p * u.sum(-1, keepdim=True)
-        if ctx.needs_input_grad[1]:
-            weighted = p * gradient
-            to_q = log_q.exp().mul_(weighted.sum(-1, keepdim=True)).sub_(weighted)
-        return to_p, to_q
-
-
-def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Return P log(P / Q), elementwise; see :class:`CategoricalKL`."""
-    return CategoricalKL.apply(p_logits, q_logits)
-
-
-def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
-    """Return KL(N(mu_p, s_p^2) || N(mu_q, s_q^2)), elementwise, of pairs (mu, log s).
-
-    log(s_q / s_p) + (s_p^2 + (mu_p - mu_q)^2) / (2 s_q^2) - 1 / 2; with r = log(s_p^2 / s_q^2) that is
-    (exp(r) - 1 - r + (mu_p - mu_q)^2 / s_q^2) / 2, which loses no digits where r is small.
-    """
-    log_ratio = 2.0 * (p[1] - q[1])
-    return 0.5 * (torch.expm1(log_ratio) - log_ratio + (p[0] - q[0]).square() * torch.exp(-2.0 * q[1]))
 
 
 class KLDistillationLoss(nn.Module):
@@ -127,6 +71,8 @@ class KLDistillationLoss(nn.Module):
     ) -> Tensor:
         """Return the loss; see the class."""
         check_same_shape(student_logits, teacher_logits)
+        if mask is not None:
+            check_same_shape(mask, student_logits[..., 0])
         student, teacher = upcast(student_logits), upcast(teacher_logits)
         values = categorical_kl(teacher / self.temperature, student / self.temperature)
         scale = self.temperature**2
@@ -280,7 +226,8 @@ class RLHFKLLoss(nn.Module):
         direction: "ref_policy" or "policy_ref", of "full".
 
     Shape:
-        - policy_logits, ref_logits: logits [B, T, V] for "full" ([..., V]), else log-probabilities [B, T].
+        - policy_logits, ref_logits: [B, T, V] ([..., V]), for "full"; or
+        - logprobs, ref_logprobs: log-probabilities [B, T] of the sampled tokens.
         - mask: bool or numbers [B, T], the tokens that count; what stands at the others may be -inf.
         - output: scalar.
 
@@ -312,15 +259,25 @@ class RLHFKLLoss(nn.Module):
         self.direction = direction
         if estimator != "full":
             self.reads = {  # type: ignore[misc]
-                "policy_logits": "out.logprobs",
-                "ref_logits": "target.ref_logprobs",
+                "logprobs": "out.logprobs",
+                "ref_logprobs": "target.ref_logprobs",
                 "mask": "target.mask?",
             }
 
-    def forward(self, policy_logits: Tensor, ref_logits: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the loss of logits ("full") or of sampled log-probabilities; see the class."""
-        check_same_shape(policy_logits, ref_logits)
-        policy, ref = upcast(policy_logits), upcast(ref_logits)
+    def forward(
+        self,
+        policy_logits: Tensor | None = None,
+        ref_logits: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        logprobs: Tensor | None = None,
+        ref_logprobs: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of (policy_logits, ref_logits, mask), or of (logprobs, ref_logprobs, mask)."""
+        policy, ref = upcast(either(policy_logits, logprobs)), upcast(either(ref_logits, ref_logprobs))
+        check_same_shape(policy, ref)
+        if mask is not None:
+            check_same_shape(mask, policy[..., 0] if self.estimator == "full" else policy)
         if self.estimator == "full":
             pair = (ref, policy) if self.direction == "ref_policy" else (policy, ref)
             return self.beta * reduce(categorical_kl(*pair).sum(-1), "mean", mask)
@@ -367,8 +324,8 @@ class AlignmentKLLoss(nn.Module):
     """
 
     reads: ClassVar[dict[str, str]] = {
-        "logits": "out.image_embeddings",
-        "label": "out.text_embeddings",
+        "image": "out.image_embeddings",
+        "text": "out.text_embeddings",
         "labels": "target.labels",
     }
 
@@ -378,16 +335,25 @@ class AlignmentKLLoss(nn.Module):
         self.target_scale = target_scale
         self.symmetric = symmetric
 
-    def forward(self, logits: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor | None = None,
+        label: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of (logits, label) or of (image, text, labels); see the class."""
+        image, text = either(logits, image), either(label, text)
         if labels is None:
-            return self.one_way(upcast(logits), label)
-        image, text = (F.normalize(upcast(x), dim=-1) for x in (logits, label))
+            return self.one_way(upcast(image), text)
+        image, text = (F.normalize(upcast(x), dim=-1) for x in (image, text))
         check_same_shape(image, text)
         if labels.shape != image.shape[:1]:
             raise ValueError(f"labels {tuple(labels.shape)} are not one per row of {tuple(image.shape)}")
         with full_precision(image):
-            similarity = self.scale * image @ text.T  # [N, N]
+            similarity = self.scale * image @ text.T.to(image.dtype)  # [N, N]
         same = (labels[:, None] == labels[None, :]).to(similarity.dtype)
         loss = self.one_way(similarity, same)
         return 0.5 * (loss + self.one_way(similarity.T, same)) if self.symmetric else loss

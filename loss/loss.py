@@ -46,6 +46,8 @@ def attention_variance(
     Returns:
         [B].
     """
+    if isinstance(region_count, Tensor):  # in attention's precision: 1.0 / an int64 tensor is float32
+        region_count = region_count.to(attention)
     deviation = attention - 1.0 / region_count
     if region_mask is not None:
         deviation = torch.where(region_mask[:, None], deviation, 0.0)
@@ -160,6 +162,8 @@ class custum_loss(nn.Module):  # the documented name
         """Return the loss, and with ``return_terms`` its terms; see the class."""
         if attention.ndim != 3:
             raise ValueError(f"attention must be [B, T, N], not {tuple(attention.shape)}")
+        if ground_truth.ndim == 2 and len(ground_truth) != len(attention):
+            raise ValueError(f"attention of {len(attention)} captions, but words of {len(ground_truth)}")
         if weight is not None and ground_truth.ndim != 2:
             raise ValueError("weight is per caption, so ground_truth must be [B, T], not flat")
         terms = {

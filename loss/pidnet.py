@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import divide, reduce, sum_terms, upcast
+from loss.common import bounded, divide, reduce, sum_terms, upcast
 
 
 def resize(maps: Tensor, size: torch.Size) -> Tensor:
@@ -15,7 +15,7 @@ def resize(maps: Tensor, size: torch.Size) -> Tensor:
     maps = upcast(maps)
     if maps.shape[2:] == size:
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(bounded(maps), size=size, mode="bilinear", align_corners=True)
 
 
 def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -59,7 +59,7 @@ def boundary_loss(logits: Tensor, boundary: Tensor) -> Tensor:
         logits: [N, 1, H, W].
         boundary: [N, H, W] of 0 and 1, any dtype.
     """
-    logits = logits.squeeze(1)
+    logits = bounded(logits.squeeze(1))
     boundary = boundary.reshape(logits.shape)
     pos, neg = boundary == 1, boundary == 0
     num_pos, num_neg = pos.sum(), neg.sum()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import check_choice, check_reduction, full_precision, reduce, upcast
+from loss.common import check_choice, check_reduction, either, full_precision, reduce, upcast
 
 DISTANCES = ("l2", "cosine")
 MINING = (None, "all", "batch_hard", "semihard")
@@ -126,10 +126,19 @@ class TripletLoss(nn.Module):
         self.normalize = normalize
         self.soft_margin = soft_margin
         if mining is not None:
-            self.reads = {"anchor": "out.embeddings", "positive": "target.labels"}  # type: ignore[misc]
+            self.reads = {"embeddings": "out.embeddings", "labels": "target.labels"}  # type: ignore[misc]
 
-    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        anchor: Tensor | None = None,
+        positive: Tensor | None = None,
+        negative: Tensor | None = None,
+        *,
+        embeddings: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of (anchor, positive, negative), or with mining of (embeddings, labels)."""
+        anchor, positive = either(anchor, embeddings), either(positive, labels)
         if (negative is None) != (self.mining is not None):
             raise TypeError("without mining give anchor, positive, negative; with it embeddings, labels")
         if self.mining is not None or negative is None:

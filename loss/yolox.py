@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 from loss.assign import SimOTAAssigner
 from loss.box_iou import box_iou_loss
 from loss.boxes import proper_targets
-from loss.common import sum_terms, upcast
+from loss.common import bounded, sum_terms, upcast
 
 # exp(35) strides is far beyond any image, and width * height still fits float32, so that the gradient is
 # finite.
@@ -53,12 +53,6 @@ def gather_levels(maps: Sequence[Tensor], strides: Sequence[float]) -> Predictio
     )
 
 
-def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the summed binary cross entropy; an infinite logit is a sure one, not inf - inf."""
-    limits = torch.finfo(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits.clamp(limits.min, limits.max), target, reduction="sum")
-
-
 def yolox_terms(
     maps: Sequence[Tensor],
     targets: Sequence[Mapping[str, Tensor]],
@@ -88,8 +82,8 @@ def yolox_terms(
     terms = {
         "iou": reg_weight
         * box_iou_loss(boxes[fg_mask], box_target, squared=True, box_format="cxcywh", eps=1e-16, reduction="sum"),
-        "obj": binary_cross_entropy(pred.obj, fg_mask.to(boxes)),
-        "cls": binary_cross_entropy(pred.cls[fg_mask], cls_target),
+        "obj": F.binary_cross_entropy_with_logits(bounded(pred.obj), fg_mask.to(boxes), reduction="sum"),
+        "cls": F.binary_cross_entropy_with_logits(bounded(pred.cls[fg_mask]), cls_target, reduction="sum"),
         "l1": boxes.new_zeros(()),
     }
     if use_l1:

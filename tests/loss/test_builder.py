@@ -123,6 +123,11 @@ def test_unknown_criteria_and_keys_are_refused_with_the_known_ones() -> None:
             build_loss(cfg)
 
 
+def test_a_loss_that_is_not_reduced_is_refused() -> None:
+    with pytest.raises(ValueError, match="focal_loss with reduction 'none'"):
+        build_loss([{"criterion": "focal_loss", "reduction": "none"}])
+
+
 def test_the_config_and_the_inputs_are_not_changed() -> None:
     cfg = {"model": {"losses": [{"criterion": "cross_entropy", "weight": None}, {"criterion": "custum_loss"}]}}
     before = copy.deepcopy(cfg)

@@ -160,6 +160,8 @@ def test_bad_input() -> None:
         CrossEntropyLoss()(logits, torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="differ in shape"):
         CrossEntropyLoss()(logits, torch.rand(2, 4))
+    with pytest.raises(ValueError, match="3 classes want as many"):
+        CrossEntropyLoss(class_weight=[1.0, 2.0])(logits, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="not one number per entry"):
         CrossEntropyLoss()(logits, torch.tensor([0, 1]), weight=torch.ones(3))
     with pytest.raises(ValueError, match="reduction"):

@@ -94,6 +94,14 @@ def test_an_impossible_target_is_infinite_and_spoils_no_gradient(logits: Tensor)
     assert gradient(logits).isnan().any()  # the quirk
 
 
+def test_the_callers_log_probabilities_keep_no_hook(logits: Tensor) -> None:
+    log_probs = logits.detach().log_softmax(2).requires_grad_()
+    impossible = torch.tensor([[1, 1, 1]] * N)  # 1-1-1 wants five steps
+    CTCLoss(from_logits=False)(log_probs, impossible, torch.full((N,), 4), torch.full((N,), 3))
+    log_probs.sum().backward()
+    assert gradient(log_probs).eq(1).all()
+
+
 def test_zero_infinity_counts_it_as_0(logits: Tensor) -> None:
     inputs = torch.tensor([5, 2, 3])
     values = CTCLoss(reduction="none", zero_infinity=True)(logits, TARGETS, inputs, LENGTHS)
@@ -147,7 +155,12 @@ def test_bad_input(logits: Tensor) -> None:
             CTCLoss()(logits, torch.tensor([1, 2, label, 3, 2]), INPUTS, LENGTHS)
     with pytest.raises(ValueError, match="three axes"):
         CTCLoss()(logits[0], TARGETS, INPUTS, LENGTHS)
-    with pytest.raises(ValueError, match="3 sequences"):
+    with pytest.raises(ValueError, match="3 sequences need as many input_lengths"):
         CTCLoss()(logits, TARGETS, INPUTS[:2], LENGTHS)
+    for inputs, lengths in ((INPUTS + 1, LENGTHS), (INPUTS, LENGTHS + 2), (INPUTS, LENGTHS - 2)):
+        with pytest.raises(ValueError, match=r"_lengths must be from 0 to (5|3)"):
+            CTCLoss()(logits, TARGETS, inputs, lengths)
+    with pytest.raises(ValueError, match="5 labels, but target_lengths of 6"):
+        CTCLoss()(logits, torch.tensor([1, 2, 1, 3, 2]), INPUTS, torch.tensor([2, 2, 2]))
     with pytest.raises(ValueError, match="reduction"):
         CTCLoss(reduction="batchmean")

@@ -243,6 +243,11 @@ def test_softmax_bad_input() -> None:
         SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([3]))
     with pytest.raises(ValueError, match="do not fit"):
         SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([1, 1]))
+    for alpha in ([0.5, 0.5], [0.5] * 4):
+        with pytest.raises(ValueError, match="3 classes want as many"):
+            SoftmaxFocalLoss(alpha)(torch.zeros(1, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match="class indices"):
+        SoftmaxFocalLoss()(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]))
     with pytest.raises(ValueError, match="reduction"):
         SoftmaxFocalLoss(reduction="avg")
 

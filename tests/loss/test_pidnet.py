@@ -244,6 +244,23 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, ohem: bool) -
     assert all(gradient(m).isfinite().all() for m in half.values())
 
 
+@pytest.mark.parametrize("large", [4, 8])
+def test_infinite_logits_are_sure_ones(large: int) -> None:
+    # as large as the labels, or resized, where a weight of 0 meets inf
+    edge = torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None].expand(4, 4)
+    impossible = torch.stack([edge > 0, edge < 0])[None]  # which class
+    out = {
+        "pred": torch.where(impossible, -torch.inf, 0.0).requires_grad_(),
+        "extra_d": (edge[None, None] * torch.inf).requires_grad_(),
+    }
+    right = (torch.arange(large) >= large // 2).long()[:, None].expand(1, large, large)
+    target = {"target": right, "bd_gt": right}
+    total, terms = PIDNetLoss()(out, target, return_terms=True)
+    total.backward()
+    assert terms["boundary"] == 0 and terms["semantic"] == terms["boundary_aware"] == 0
+    assert all(gradient(m).isfinite().all() for m in out.values())
+
+
 def test_an_empty_batch_is_zero_with_a_graph() -> None:
     out = {key: torch.zeros(0, c, 4, 4, requires_grad=True) for key, c in (("extra_p", 2), ("pred", 2), ("extra_d", 1))}
     target = {"target": torch.zeros(0, 4, 4, dtype=torch.int64), "bd_gt": torch.zeros(0, 4, 4)}

@@ -208,8 +208,17 @@ def test_gradcheck_of_given_triplets() -> None:
         torch.autograd.gradcheck(TripletLoss(**options), triplet)
 
 
+def test_mining_has_its_own_names() -> None:
+    embeddings, loss = numbers(7, 4), TripletLoss(mining="all")
+    assert loss(embeddings=embeddings, labels=LABELS) == loss(embeddings, LABELS)
+    a, p, n = (numbers(3, 4, seed=seed) for seed in range(3))
+    assert TripletLoss()(anchor=a, positive=p, negative=n) == TripletLoss()(a, p, n)
+
+
 def test_bad_input() -> None:
     x = torch.zeros(3, 2)
+    with pytest.raises(TypeError, match="missing"):
+        TripletLoss(mining="all")(x)
     with pytest.raises(TypeError, match="without mining"):
         TripletLoss()(x, x)
     with pytest.raises(TypeError, match="with it embeddings, labels"):
