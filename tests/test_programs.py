@@ -250,19 +250,18 @@ def test_the_checkpoint_that_ships_is_the_default(scenes: Path, capsys: pytest.C
     assert "CIDEr" in capsys.readouterr().out
 
 
-def test_shipping_halves_a_checkpoint_and_keeps_its_captions(
-    evaluated: dict, scenes: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half, output = tmp_path / "half.safetensors", tmp_path / "half.json"
-    monkeypatch.setattr(sys, "argv", ["ship", str(run_dir / "best.safetensors"), str(half)])
+def test_shipping_halves_a_checkpoint(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, half = run_dir / "best.safetensors", tmp_path / "half.safetensors"
+    monkeypatch.setattr(sys, "argv", ["ship", str(best), str(half)])
     ship.main()
-    assert load_checkpoint(half).config.data_root is None
-    assert half.stat().st_size < 0.51 * (run_dir / "best.safetensors").stat().st_size
-    data = ["--dataset", "RSICD", "--data-root", str(scenes), "--split", "val"]
-    call("eval", "--checkpoint", half, *data, "--output", output)
-    pairs = zip(json.loads(output.read_text())["captions"], evaluated["captions"], strict=True)
-    # rounding to float16 may turn a caption where two words are equally likely
-    assert sum(a["caption"] == b["caption"] for a, b in pairs) >= 15
+    assert half.stat().st_size < 0.51 * best.stat().st_size
+    before, after = load_checkpoint(best), load_checkpoint(half)
+    assert before.config.data_root is not None and after.config.data_root is None
+    assert after.vocabulary.words == before.vocabulary.words
+    weights = after.captioner.state_dict()
+    for name, value in before.captioner.state_dict().items():
+        rounded = value.half().to(value.dtype) if value.is_floating_point() else value
+        assert (weights[name] == rounded).all(), name
 
 
 def test_slips_end_with_one_line_and_exit_code_2(program: Program, run_dir: Path, tmp_path: Path) -> None:
