@@ -31,7 +31,8 @@ def spice(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> np.
     if not all((library / name).exists() for name in _MODELS):
         raise Unavailable(
             f"the models of CoreNLP 3.6.0 are not installed; put {' and '.join(_MODELS)} from "
-            f"https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip into {library}"
+            f"https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip "
+            "into the folder spice/lib of the installed pycocoevalcap"
         )
     from pycocoevalcap.spice.spice import Spice
 
@@ -41,5 +42,7 @@ def spice(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> np.
             {image: [hypothesis] for image, hypothesis in enumerate(hypotheses)},
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Unavailable(f"SPICE failed ({error}); it needs Java 8 and a writable {library.parent}") from error
+        raise Unavailable(
+            f"SPICE failed ({error}); it needs Java 8 and a writable folder spice of the installed pycocoevalcap"
+        ) from error
     return np.array([score["All"]["f"] for score in scores])
