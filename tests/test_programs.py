@@ -373,6 +373,21 @@ def test_the_encoder_can_be_trained(program: Program, scenes: Path, cache: str, 
     assert not any("running" in k for k in changed)  # BatchNorm's statistics stay
 
 
+def test_any_list_of_losses_can_be_trained(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+    losses = [
+        "{criterion: cross_entropy, label_smoothing: 0.1, weight: ~}",
+        "{criterion: softmax_focal_loss, weight: 0.5}",
+        "{criterion: softmax_focal_loss, gamma: 0.0, alpha: ~, weight: 0}",
+    ]
+    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    done = program("train.py", *arguments, f"model.losses=[{', '.join(losses)}]", "data.limit=40")
+    assert done.returncode == 0, done.stderr
+    line = lines(tmp_path / "run")[0]
+    plain, focal, zero = (line[f"train/{n}"] for n in ("cross_entropy", "softmax_focal_loss", "softmax_focal_loss_1"))
+    assert line["train/loss"] == pytest.approx(plain + 0.5 * focal, rel=1e-5)
+    assert line["train/weighted/softmax_focal_loss_1"] == 0 < zero
+
+
 def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) -> None:
     """The same global batches: two processes with one batch a step each, one process with two."""
     shared = ["--data-root", str(scenes), "--epochs", "2", *SMALL, cache, "train.batch_size=17", "train.log_every=1"]
