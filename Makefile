@@ -8,6 +8,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+REQUIREMENTS := -r requirements.txt -r requirements-dev.txt
 
 .PHONY: run test lint setup
 run: setup
@@ -23,9 +24,11 @@ lint: setup
 
 setup: $(VENV)/ready
 
-# uv instead of pip alone: it installs torch's gigabytes in seconds, and links them where several environments exist
+# uv, since it installs torch's gigabytes in seconds and links them where several environments exist; pip where only
+# pip is configured to find packages
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements.txt -r requirements-dev.txt
+	$(VENV)/bin/uv pip install --quiet --system-certs --python $(VENV)/bin/python $(REQUIREMENTS) \
+		|| $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(REQUIREMENTS)
 	touch $@

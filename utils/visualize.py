@@ -31,8 +31,9 @@ def attention_maps(attention: np.ndarray) -> np.ndarray:
 def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> None:
     """Draw one row an image: the image with its caption, then a panel a word with the word's attention laid over it.
 
-    All panels share one scale, from no attention (the grey image shows through) to the largest in the figure; the bar
-    at the right is its legend. Panels end after `columns` words, the caption does not.
+    All panels share one scale up to the largest attention in the figure, or twice an even look; where a word looks no
+    more than evenly the grey image shows through. The bar at the right is the legend. Panels end after `columns` words,
+    the caption does not.
 
     Raises:
         ValueError: there is no row.
@@ -46,13 +47,14 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     if not rows:
         raise ValueError("there is nothing to draw")
     colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
-    colours[:, 3] = np.linspace(0, 1, 256) ** 0.7 * 0.85  # the less attention, the more of the image
-    scale = ScalarMappable(
-        Normalize(0, max(float(row.attention.max(initial=0)) for row in rows) or 1.0), ListedColormap(colours)
-    )
+    even = 1 / max(row.attention.shape[1] for row in rows)
+    most = max(2 * even, *(float(row.attention.max(initial=0)) for row in rows))
+    above = (np.linspace(0, most, 256) - even) / (most - even)
+    colours[:, 3] = np.clip(above, 0, 1) ** 0.7 * 0.85  # only what is looked at more than evenly has a colour
+    scale = ScalarMappable(Normalize(0, most), ListedColormap(colours))
     shown = min(columns, max(len(row.words) for row in rows))
     figure = Figure(figsize=(1.3 * (shown + 1.3) + 0.9, 1.85 * len(rows)), dpi=110, layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 0.8])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 1.0])
     left, right = halves
     strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, strip in zip(rows, strips, strict=True):
@@ -75,7 +77,7 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="bilinear",
             )
-    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label="attention")
+    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label=f"attention (an even look is {even:.3f})")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
