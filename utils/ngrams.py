@@ -65,8 +65,7 @@ class NgramIndex:
             key = prefix * max(known, 1) + last
             place = np.searchsorted(keys, key)
             new = (prefix >= prefixes) | (last >= known)
-            if len(keys):
-                new |= keys[np.minimum(place, len(keys) - 1)] != key
+            new |= keys[np.minimum(place, len(keys) - 1)] != key if len(keys) else True
             unknown, inverse = np.unique(prefix[new] * len(words) + last[new], return_inverse=True)
             place[new] = len(keys) + inverse
             ngram = np.full(len(word), -1)
