@@ -41,7 +41,6 @@ def caption_rows(
     decoding: DecodingConfig,
     precision: str,
     batch_size: int = 64,
-    workers: int = 0,
     what: str = "captions",
 ) -> Iterator[list[Caption]]:
     """For each of `rows`, in order, its captions, best first, under a progress bar named `what`.
@@ -51,7 +50,7 @@ def caption_rows(
     device = captioner.encoder.mean.device
     captioner.eval()
     keys = [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
-    chunks = track(visual_loader(visuals, keys, workers), len(keys), what)
+    chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
     for key, chunk in zip(keys, chunks, strict=True):
         with autocast(device, precision):
             found = decode(captioner, chunk.to(device), decoding, seed=key.rows[0])
