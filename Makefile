@@ -26,7 +26,7 @@ setup: $(VENV)/ready
 
 # uv, since it installs torch's gigabytes in seconds and links them where several environments exist; pip where only
 # pip is configured to find packages
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: $(wildcard requirements*.txt)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(VENV)/bin/uv pip install --quiet --system-certs --python $(VENV)/bin/python $(REQUIREMENTS) \
