@@ -112,7 +112,8 @@ def main(config: Config, resume: bool) -> None:
             if config.model.encoder.trainable:
                 visuals[split] = image_files(config, dataset, images[split], config.data.augment and split == "train")
             else:
-                visuals[split] = frozen_features(config, dataset, images[split], encoder, precision)
+                views = config.data.views if split == "train" else 1
+                visuals[split] = frozen_features(config, dataset, images[split], encoder, precision, views)
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     vocabulary = Vocabulary.build(words, config.data.min_count)
     batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words)

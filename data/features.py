@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from data.transforms import view_of
 
-LAYOUT = 1  # raise when what a store holds changes: older files are then made anew, not misread
+LAYOUT = 2  # raise when what a store holds changes: older files are then made anew, not misread
 
 
 def store_key(description: dict[str, Any], paths: Sequence[Path]) -> str:
@@ -43,8 +44,9 @@ def build_store(
 ) -> None:
     """Write `encode` of every image to `path`, whole or not at all.
 
-    `images` yields uint8 batches [b, 3, H, W], `count` images in all; `encode` gives features [b, N, D]. The file
-    holds float16 `features` [count, N, D] in chunks of one record (the unit in which they are read) and `attributes`.
+    `images` yields uint8 batches [b, 3, H, W], `count` images in all; `encode` gives the features of their views
+    [b, views, N, D]. The file holds float16 `features` [count, views, N, D] in chunks of one view of one image (the
+    unit in which they are read) and `attributes`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
@@ -56,7 +58,7 @@ def build_store(
                 features = encode(batch).to(torch.float16).cpu().numpy()
                 if records is None:
                     shape = features.shape[1:]
-                    records = file.create_dataset("features", (count, *shape), "float16", chunks=(1, *shape))
+                    records = file.create_dataset("features", (count, *shape), "float16", chunks=(1, 1, *shape[1:]))
                 records[done : done + len(features)] = features
                 done += len(features)
             if done != count:
@@ -70,10 +72,13 @@ def build_store(
 
 
 class FeatureStore:
-    """Reads a store that `build_store` wrote. Opened at the first read, so that each worker has a handle of its own."""
+    """Reads a store that `build_store` wrote. Opened at the first read, so that each worker has a handle of its own.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of an image's views one is read, drawn anew in every epoch; `seed` fixes which.
+    """
+
+    def __init__(self, path: Path, seed: int = 0) -> None:
+        self.path, self.seed = path, seed
         self._records: h5py.Dataset | None = None
 
     def _open(self) -> h5py.Dataset:
@@ -85,18 +90,19 @@ class FeatureStore:
         return self._records
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_records": None}
+        return {"path": self.path, "seed": self.seed, "_records": None}
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(images, N regions, D channels)."""
-        n, regions, channels = self._open().shape
-        return n, regions, channels
+    def shape(self) -> tuple[int, int, int, int]:
+        """(images, views, N cells, D channels)."""
+        images, views, cells, channels = self._open().shape
+        return images, views, cells, channels
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
-        """Features of these images, float16 [len(rows), N, D]; the same in every epoch."""
+        """Features of these images, each in its view of `epoch`, float16 [len(rows), N, D]."""
         records = self._open()
-        out = np.empty((len(rows), *records.shape[1:]), np.float16)
+        views = records.shape[1]
+        out = np.empty((len(rows), *records.shape[2:]), np.float16)
         for i, row in enumerate(rows):
-            records.read_direct(out, np.s_[row], np.s_[i])
+            records.read_direct(out, np.s_[row, view_of(self.seed, epoch, row, views)], np.s_[i])
         return torch.from_numpy(out)

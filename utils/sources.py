@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from data.datasets import CaptionDataset, load_dataset
 from data.features import FeatureStore, build_store, store_key
 from data.loading import BatchKey, ImageFiles, visual_loader
 from data.synthetic import VERSION, write_dataset
-from data.transforms import Preprocessing
+from data.transforms import Preprocessing, turned
 from models.encoder import Encoder
 from utils.config import Config
 from utils.devices import autocast
@@ -53,11 +54,13 @@ def frozen_features(
     images: Sequence[AnnotatedImage],
     encoder: Encoder,
     precision: str,
+    views: int = 1,
 ) -> FeatureStore:
     """The features of a frozen encoder, from the store in `data.cache_dir`; made now where they are not there.
 
-    The store's name depends on the encoder and a digest of its weights, the preprocessing, and name, size and time of
-    every file, so that features of anything else are never found.
+    With `views=8` the store holds every turn and flip of each image, of which an epoch sees one: augmentation for an
+    encoder that is not trained. The store's name depends on the encoder and a digest of its weights, the
+    preprocessing, the views, and name, size and time of every file, so that features of anything else are never found.
     """
     files = image_files(config, dataset, images)
     description = {
@@ -66,16 +69,18 @@ def frozen_features(
         "precision": precision,
         "preprocessing": preprocessing_of(config).to_dict(),
         "blank": config.data.blank_images,
+        "views": views,
         "split": images[0].split,
         "dataset": dataset.spec.name,
     }
     path = Path(config.data.cache_dir) / "features" / f"{store_key(description, files.paths)}.h5"
     if not path.exists():
-        size = config.model.encoder.batch_size
+        size = max(1, config.model.encoder.batch_size // views)  # images at a time, so that the encoder sees as many
         keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
         chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
-        build_store(path, chunks, len(images), lambda batch: encode(encoder, batch, precision), description)
-    return FeatureStore(path)
+        encode_all = partial(encode_views, encoder, precision=precision, views=views)
+        build_store(path, chunks, len(images), encode_all, description)
+    return FeatureStore(path, config.seed)
 
 
 @torch.inference_mode()
@@ -84,6 +89,12 @@ def encode(encoder: Encoder, images: Tensor, precision: str) -> Tensor:
     device = encoder.mean.device
     with autocast(device, precision):
         return encoder.eval()(images.to(device))
+
+
+def encode_views(encoder: Encoder, images: Tensor, precision: str, views: int) -> Tensor:
+    """Features [b, views, N, D] of the first `views` turns and flips of uint8 images [b, 3, S, S]."""
+    seen = torch.stack([turned(images, view) for view in range(views)], 1)  # [b, views, 3, S, S]
+    return encode(encoder, seen.flatten(0, 1), precision).unflatten(0, seen.shape[:2])
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

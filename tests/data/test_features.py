@@ -14,20 +14,38 @@ def numbered(count: int) -> list[torch.Tensor]:
 
 
 def encode(images: torch.Tensor) -> torch.Tensor:
-    return images.float().mean((1, 2, 3))[:, None, None].expand(-1, 2, 5) + torch.arange(5)
+    """[b, 1 view, 2 cells, 5 channels]."""
+    return images.float().mean((1, 2, 3))[:, None, None, None].expand(-1, 1, 2, 5) + torch.arange(5)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "store.h5"
     build_store(path, numbered(7), 7, encode, {"encoder": "test"})
     store = FeatureStore(path)
-    assert store.shape == (7, 2, 5)
+    assert store.shape == (7, 1, 2, 5)
     rows = store.read([6, 0, 6])
     assert rows.dtype == torch.float16
     assert rows[:, 1, 4].tolist() == [10.0, 4.0, 10.0]
-    assert h5py.File(path)["features"].chunks == (1, 2, 5)
+    assert h5py.File(path)["features"].chunks == (1, 1, 2, 5)
     copy = pickle.loads(pickle.dumps(store))  # as a worker process gets it
     assert copy.read([3])[0, 0, 0] == 3
+
+
+def test_every_epoch_sees_one_view_of_each_image(tmp_path: Path) -> None:
+    def views(images: torch.Tensor) -> torch.Tensor:
+        return encode(images) + 100 * torch.arange(8.0)[:, None, None]
+
+    path = tmp_path / "store.h5"
+    build_store(path, numbered(30), 30, views, {})
+    rows = list(range(30))
+    store, again, other = FeatureStore(path, 3), FeatureStore(path, 3), FeatureStore(path, 4)
+    seen = torch.stack([store.read(rows, epoch)[:, 0, 0] for epoch in range(40)])  # [epochs, images]
+    assert (seen % 100 == torch.arange(30)).all()  # each row has its own image
+    counts = torch.bincount((seen // 100).long().flatten(), minlength=8)
+    assert counts.min() > 0.7 * counts.float().mean()  # all eight, about as often
+    assert (again.read(rows, 7) == store.read(rows, 7)).all()
+    assert (store.read(rows, 7) != store.read(rows, 8)).any()
+    assert (other.read(rows, 7) != store.read(rows, 7)).any()
 
 
 def test_an_interrupted_pass_leaves_nothing(tmp_path: Path) -> None:

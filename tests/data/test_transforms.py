@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from data.transforms import Preprocessing, to_channels_first
+from data.transforms import VIEWS, Preprocessing, to_channels_first, turned, view_of
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -40,6 +41,25 @@ def test_augmentation_depends_on_its_seed_alone() -> None:
         outs.append(transform(image=IMAGE)["image"])
     np.testing.assert_array_equal(*outs)
     assert (outs[0] != IMAGE).any()
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+def test_views_are_the_turns_and_flips_of_numpy(view: int) -> None:
+    expected = np.rot90(np.fliplr(IMAGE) if view >= 4 else IMAGE, view % 4)
+    found = turned(torch.from_numpy(to_channels_first(IMAGE)), view)
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+    assert view or found.permute(1, 2, 0).numpy().tobytes() == IMAGE.tobytes()
+
+
+def test_no_two_views_are_the_same() -> None:
+    marked = torch.arange(9).view(3, 3)
+    assert len({tuple(turned(marked, view).flatten().tolist()) for view in range(VIEWS)}) == VIEWS
+
+
+def test_the_view_is_a_number_of_seed_epoch_and_row() -> None:
+    drawn = np.bincount([view_of(1, epoch, row) for epoch in range(20) for row in range(400)], minlength=VIEWS)
+    assert drawn.min() > 0.9 * drawn.mean()
+    assert {view_of(0, epoch, row, 1) for epoch in range(5) for row in range(5)} == {0}
 
 
 def test_channels_first() -> None:

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.images import read_image
+from data.transforms import VIEWS, view_of
+from models.encoder import Encoder
+from utils.config import Config, parse_config
+from utils.sources import frozen_features, open_dataset
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder("tf_efficientnet_lite0")
+
+
+@pytest.fixture
+def config(scenes: Path, tmp_path: Path) -> Config:
+    data = {"size": 96, "limit": 3, "cache_dir": str(tmp_path)}
+    return parse_config({"data_root": str(scenes), "data": data, "model": {"encoder": {"batch_size": 8}}}, "test")
+
+
+@torch.inference_mode()
+def test_the_store_holds_what_the_encoder_sees_of_every_view(config: Config, encoder: Encoder) -> None:
+    dataset = open_dataset(config)
+    images = dataset.split("train")
+    store = frozen_features(config, dataset, images, encoder, "fp32", VIEWS)
+    assert store.shape == (3, VIEWS, 9, 1280)
+    for epoch in range(3):
+        for row, found in enumerate(store.read(range(3), epoch)):
+            pixels, view = read_image(dataset.path(images[row])), view_of(config.seed, epoch, row)
+            seen = np.rot90(np.fliplr(pixels) if view >= 4 else pixels, view % 4)
+            expected = encoder.eval()(torch.from_numpy(seen.copy()).permute(2, 0, 1)[None])[0]
+            torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-3)  # the store is float16
+    assert len(list(Path(config.data.cache_dir, "features").iterdir())) == 1
+
+
+def test_views_have_a_store_of_their_own(config: Config, encoder: Encoder) -> None:
+    dataset = open_dataset(config)
+    images = dataset.split("val")
+    plain, turned = (frozen_features(config, dataset, images, encoder, "fp32", views) for views in (1, VIEWS))
+    assert (plain.shape, turned.shape) == ((3, 1, 9, 1280), (3, VIEWS, 9, 1280))
+    first = frozen_features(config, dataset, images, encoder, "fp32").read([0, 1, 2])
+    torch.testing.assert_close(first, plain.read([0, 1, 2], epoch=5))  # one view: the same in every epoch
