@@ -7,8 +7,8 @@ eval.py and caption.py read), last/ (what --resume needs) and attention.png.
 
 import argparse
 
-from utils.config import Config, dump_config, flatten, load_config, parse_config, read_yaml
-from utils.files import git_sha, run_program, write_whole
+from utils.config import Config, load_config
+from utils.files import git_sha, run_program
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -34,15 +34,11 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
@@ -55,25 +51,25 @@ from loss import LossFactory, LossResult, build_loss
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
-    load_checkpoint,
     load_state,
     save_checkpoint,
     save_state,
 )
 from utils.devices import best_device, choose_precision
+from utils.heads import HEADS, score_heads
+from utils.heads import OUT as HEADS_OUT
+from utils.heads import TARGET as HEADS_TARGET
 from utils.inference import caption_rows
 from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
 from utils.progress import track
+from utils.runs import open_run, show_result
 from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of
 from utils.tracking import Tracker
-from utils.visualize import Panel, attention_figure
 
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
-OUT = ("pred", "attention", "region_count")
-TARGET = ("target", "weight", "token_count", "caption_count")
-FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "tracking.")  # change no result
-PICTURED = 6  # val images in attention.png
+OUT = ("pred", "attention", "region_count", *HEADS_OUT)
+TARGET = ("target", "weight", "token_count", "caption_count", *HEADS_TARGET)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -116,13 +112,17 @@ def main(config: Config, resume: bool) -> None:
                 visuals[split] = frozen_features(config, dataset, images[split], encoder, precision, views)
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     vocabulary = Vocabulary.build(words, config.data.min_count)
-    batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words)
+    _, channels = encoder.output_shape(config.data.size)
+    asked = [name for name in HEADS if name in criteria.heads]
+    heads = {name: HEADS[name](config.model.heads, images["train"], channels) for name in asked}
+    targets = {name: head.targets for name, head in heads.items()}
+    batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words, targets)
     describe_data(dataset, images, vocabulary, batches)
 
     # Model, optimizer, and where the run stands. Seeded here: whether features had to be made changes nothing after.
     set_seed(config.seed)
-    _, channels = encoder.output_shape(config.data.size)
-    captioner = build_captioner(config.model, encoder, len(vocabulary), channels).to(accelerator.device)
+    modules = {name: head.module for name, head in heads.items()}
+    captioner = build_captioner(config.model, encoder, len(vocabulary), channels, modules).to(accelerator.device)
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -179,6 +179,7 @@ def main(config: Config, resume: bool) -> None:
         )
         said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
         scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
+        scores |= score_heads(captioner, heads, images["val"], visuals["val"], precision)
         progress.epoch = epoch + 1
         if scores["CIDEr"] > progress.best:
             progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
@@ -196,7 +197,7 @@ def main(config: Config, resume: bool) -> None:
 
     accelerator.wait_for_everyone()
     if tracker:
-        show_result(run_dir, dataset, images["val"], visuals["val"], precision, tracker, progress.step)
+        show_result(run_dir, dataset, images["val"], visuals["val"], precision, tracker, progress.step, console)
         tracker.finish()
 
 
@@ -221,8 +222,10 @@ def train_step(
     Words and captions are counted over all batches and processes first, so that the gradient is that of one mean over
     all of them, however they are split.
     """
-    counts = torch.tensor([[b.word_count, b.caption_count] for b in batches], device=accelerator.device).sum(0)
-    token_count, caption_count = accelerator.reduce(counts, "mean")  # the gradients of processes are averaged, too
+    sizes = [[b.word_count, b.caption_count, len(b.rows)] for b in batches]
+    counts = torch.tensor(sizes, device=accelerator.device).sum(0)
+    # the gradients of processes are averaged, too
+    token_count, caption_count, image_count = accelerator.reduce(counts, "mean")
     terms: dict[str, Tensor] = {}
     for i, cpu_batch in enumerate(batches):
         batch = cpu_batch.to(accelerator.device)
@@ -234,12 +237,14 @@ def train_step(
                     "pred": output.logits,
                     "attention": output.attention,
                     "region_count": output.attention.shape[-1],
+                    **output.heads,
                 },
                 {
                     "target": batch.words,
                     "weight": batch.weight,
                     "token_count": token_count,
                     "caption_count": caption_count,
+                    **{k: {**v, "share": len(batch.rows) / image_count} for k, v in batch.targets.items()},
                 },
             )
             stop_unless_finite(result.total, "loss", log_terms(result))
@@ -270,25 +275,6 @@ def log_terms(result: LossResult) -> dict[str, Tensor]:
     }
 
 
-def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
-    """The run's folder, with config.yaml in it; one that holds a run is only taken with --resume."""
-    started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
-    run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
-    written = run_dir / "config.yaml"
-    if written.exists():
-        if not resume:
-            raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
-        before, now = flatten(parse_config(read_yaml(written), str(written))), flatten(config)
-        changed = [key for key in now if now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
-        if changed:
-            was = ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
-            raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
-    accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if accelerator.is_main_process and not written.exists():
-        write_whole(written, dump_config(config))
-    return run_dir
-
-
 def describe_data(
     dataset: CaptionDataset,
     images: dict[str, list[AnnotatedImage]],
@@ -303,43 +289,6 @@ def describe_data(
         f"{dataset.spec.name}: {len(images['train'])} train and {len(images['val'])} val images, {len(vocabulary)} "
         f"words; {captions} captions are {distinct} distinct pairs, each trained once with its count as weight"
     )
-
-
-def show_result(
-    run_dir: Path,
-    dataset: CaptionDataset,
-    images: Sequence[AnnotatedImage],
-    visuals: Visuals,
-    precision: str,
-    tracker: Tracker,
-    step: int,
-) -> None:
-    """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
-    best = load_checkpoint(run_dir / "best.safetensors")
-    config = best.config
-    count = max(PICTURED, config.tracking.images if tracker.active else 0)
-    rows = np.random.default_rng(0).permutation(len(images))[:count].tolist()
-    captioner = best.captioner.to(best_device())
-    captions = caption_rows(captioner, best.vocabulary, visuals, rows, config.decoding, precision)
-    pixels = image_files(config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
-    panels = [Panel(image, c[0].words, c[0].attention) for image, c in zip(pixels, captions, strict=True)]
-    picture = run_dir / "attention.png"
-    attention_figure(picture, panels[:PICTURED])
-    if tracker.active:
-        cells = []
-        for row, panel in zip(rows[: config.tracking.images], panels, strict=False):
-            looked = run_dir / "attention" / f"{images[row].imgid}.png"
-            attention_figure(looked, [panel])
-            caption = " ".join(panel.words)
-            cells.append([images[row].filename, dataset.path(images[row]), caption, images[row].captions[0], looked])
-        tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
-
-    scores = best.about["val"]
-    title = f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
-    table = Table(*(Column(name, justify="right") for name in scores), title=title)
-    table.add_row(*(f"{100 * value:.2f}" for value in scores.values()))
-    console.print(table)
-    console.print(f"run folder  {run_dir}\npicture     {picture}")
 
 
 if __name__ == "__main__":

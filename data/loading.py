@@ -1,10 +1,10 @@
 """From annotated images to batches: several captions per image, each distinct caption once with its multiplicity."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,12 +35,20 @@ class Visuals(Protocol):
         """These rows, in this order."""
 
 
+class Targets(Protocol):
+    """What a head should give for images: tensors with B rows, by the names that losses read them by."""
+
+    def read(self, images: Sequence[AnnotatedImage]) -> dict[str, Tensor]:
+        """These images, in this order."""
+
+
 @dataclass
 class Batch:
     """B images with P captions of at most T words (P >= B in training, captions of one image side by side).
 
     `tokens` [P, T + 1] int64 run from `<start>` to `<end>` and are padded with `<pad>`; `image_of` [P] says which of
-    the B images a caption is of; `weight` [P] float32 how often it stands in the annotations.
+    the B images a caption is of; `weight` [P] float32 how often it stands in the annotations; `targets` what each
+    head should give.
     """
 
     visuals: Tensor
@@ -48,10 +56,17 @@ class Batch:
     tokens: Tensor
     image_of: Tensor
     weight: Tensor
+    targets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: moved(inner) for key, inner in value.items()}
+            return value.to(device, non_blocking=True)
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
     @property
     def words(self) -> Tensor:
@@ -101,9 +116,14 @@ class CaptionBatches(Dataset[Batch]):
     """`batches[key]` is the `Batch` of these rows; the rows' order is that of `images`."""
 
     def __init__(
-        self, images: Sequence[AnnotatedImage], visuals: Visuals, vocabulary: Vocabulary, max_words: int
+        self,
+        images: Sequence[AnnotatedImage],
+        visuals: Visuals,
+        vocabulary: Vocabulary,
+        max_words: int,
+        targets: Mapping[str, Targets] | None = None,
     ) -> None:
-        self.visuals = visuals
+        self.images, self.visuals, self.targets = images, visuals, targets or {}
         self.captions = [distinct_captions(image, vocabulary, max_words) for image in images]
         self.rows = [row for row, captions in enumerate(self.captions) if captions]
 
@@ -128,6 +148,7 @@ class CaptionBatches(Dataset[Batch]):
             tokens=torch.tensor(padded),
             image_of=torch.tensor([i for i, _, _ in captions]),
             weight=torch.tensor([float(count) for _, _, count in captions]),
+            targets={name: t.read([self.images[row] for row in key.rows]) for name, t in self.targets.items()},
         )
 
     def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:

@@ -50,7 +50,7 @@ LOSS_REGISTRY: dict[str, type[nn.Module]] = {
     "triplet_loss": TripletLoss,
 }
 
-FACTORY_KEYS = ("criterion", "name", "weight")  # an entry's keys that are not the constructor's
+FACTORY_KEYS = ("criterion", "name", "weight", "head")  # an entry's keys that are not the constructor's
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,17 @@ class LossFactory(nn.Module):
     """The weighted sum of the losses that a config lists: total = sum_i weight_i * loss_i.
 
     Args:
-        losses: the entries, each a mapping with "criterion" (a name in ``LOSS_REGISTRY``), optionally "name"
-            and "weight", and arguments of the loss's constructor. The name defaults to the criterion, then
-            criterion_1, criterion_2, ... A weight that is absent or None is 1.0; 0 stays 0.
+        losses: the entries, each a mapping with "criterion" (a name in ``LOSS_REGISTRY``), optionally "name",
+            "weight" and "head", and arguments of the loss's constructor. The name defaults to the criterion, then
+            criterion_1, criterion_2, ... A weight that is absent or None is 1.0; 0 stays 0. A loss with a head
+            reads that head's mappings, ``out[head]`` and ``target[head]``, in place of ``out`` and ``target``.
         class_weight: class weights for ``cross_entropy``, which alone gets them.
         class_dim: the axis of the classes in ``out["pred"]`` for the losses that take a ``class_dim``. A
             captioning model's logits [P, T, V] want -1; without it, T == V would be read as [N, C, ...].
 
     Attributes:
-        names, weights: the losses' names and weights, in the order of the entries.
+        names, weights, heads: the losses' names, weights and heads (None: the captioner itself), in the order of
+            the entries.
 
     Raises:
         ValueError: no entry, an unknown criterion or key (the message lists the known ones), a weight that
@@ -118,6 +120,7 @@ class LossFactory(nn.Module):
         self.weights = [
             checked_weight(entry.get("weight"), name) for name, entry in zip(self.names, losses, strict=True)
         ]
+        self.heads = [checked_head(entry.get("head"), name) for name, entry in zip(self.names, losses, strict=True)]
         offered = {"class_weight": class_weight, "class_dim": class_dim}
         self.losses = nn.ModuleList(
             make_loss(criterion, entry, offered) for criterion, entry in zip(self.criteria, losses, strict=True)
@@ -126,13 +129,15 @@ class LossFactory(nn.Module):
     def missing(self, out_keys: Iterable[str], target_keys: Iterable[str]) -> list[str]:
         """Return one line for each loss that needs what is not among the keys of ``out`` and ``target``.
 
+        What a head gives stands there as "head.key".
+
         >>> LossFactory([{"criterion": "custum_loss"}]).missing({"pred", "attention", "region_count"}, set())
         ['custum_loss needs target.target, which is not there']
         """
         present = {f"out.{key}" for key in out_keys} | {f"target.{key}" for key in target_keys}
         lines = []
-        for name, criterion, loss in zip(self.names, self.criteria, self.losses, strict=True):
-            absent = [path for path in needs(loss) if path not in present]
+        for name, criterion, head, loss in zip(self.names, self.criteria, self.heads, self.losses, strict=True):
+            absent = [path for path in needs(loss, head) if path not in present]
             if absent:
                 label = name if name == criterion else f"{name} ({criterion})"
                 verb = "is" if len(absent) == 1 else "are"
@@ -149,21 +154,27 @@ class LossFactory(nn.Module):
         """Return the losses of ``out`` (what the model gave) against ``target`` (what the dataset gave).
 
         Args:
-            out: e.g. "pred", "attention"; which loss reads which key stands in ``loss/README.md``.
-            target: e.g. "target", "weight".
+            out: e.g. "pred", "attention"; which loss reads which key stands in ``loss/README.md``. What a head
+                gives is a mapping in it, under the head's name.
+            target: e.g. "target", "weight"; what a head should give likewise. A head's losses are means over their
+                batch; ``target[head]["share"]``, its share of the images of the whole step, weighs them.
             **more: further entries of ``target``, as ``token_count=...``.
 
         Raises:
             KeyError: a loss needs an entry that is not there.
         """
         target = {**target, **more}
-        absent = self.missing(out, target)
+        absent = self.missing(dotted(out), dotted(target))
         if absent:
             raise KeyError("; ".join(absent))
         total: Tensor | None = None
         terms, weighted, parts = {}, {}, {}
-        for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
-            value, inner = call(loss, out, target)
+        for name, weight, head, loss in zip(self.names, self.weights, self.heads, self.losses, strict=True):
+            if head is None:
+                value, inner = call(loss, out, target)
+            else:
+                value, inner = call(loss, out[head], target[head])
+                value = value * target[head].get("share", 1.0)
             contribution = weight * value
             total = contribution if total is None else total + contribution
             terms[name] = value.detach()
@@ -209,6 +220,13 @@ def checked_weight(weight: object, name: str) -> float:
     return float(weight)
 
 
+def checked_head(head: object, name: str) -> str | None:
+    """Return an entry's head, None where it has none; ValueError for what is no word."""
+    if head is not None and (not isinstance(head, str) or not head):
+        raise ValueError(f"the head of {name} must be a word or absent, not {head!r}")
+    return head
+
+
 def unique_names(given: Sequence[str | None], criteria: Sequence[str]) -> list[str]:
     """Return the given names, and criterion, criterion_1, ... (the first that is free) where there is none.
 
@@ -252,9 +270,22 @@ def make_loss(criterion: str, entry: Mapping[str, Any], offered: Mapping[str, An
     return loss(**{known[key]: value for key, value in options.items()})
 
 
-def needs(loss: Any) -> list[str]:
-    """Return the paths, "out.key" or "target.key", without which ``loss`` cannot be called."""
-    return [path for path in loss.reads.values() if not path.endswith("?")]
+def needs(loss: Any, head: str | None = None) -> list[str]:
+    """Return the paths, "out.key" or "target.key" ("out.head.key"), without which ``loss`` cannot be called."""
+    paths = [path for path in loss.reads.values() if not path.endswith("?")]
+    return paths if head is None else [path.replace(".", f".{head}.", 1) for path in paths]
+
+
+def dotted(mapping: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a mapping, and of the mappings in it as "head.key".
+
+    >>> dotted({"pred": 1, "concepts": {"pred": 2}})
+    ['pred', 'concepts.pred']
+    """
+    keys = []
+    for key, value in mapping.items():
+        keys += [f"{key}.{inner}" for inner in value] if isinstance(value, Mapping) else [key]
+    return keys
 
 
 @cache

@@ -20,6 +20,8 @@ from PIL import Image
 import caption
 import eval as eval_program
 import train
+from data.concepts import Concepts
+from data.datasets import load_dataset
 from data.errors import UserError
 from utils import ship
 from utils.checkpoint import SHIPPED, load_checkpoint
@@ -386,6 +388,24 @@ def test_any_list_of_losses_can_be_trained(program: Program, scenes: Path, cache
     plain, focal, zero = (line[f"train/{n}"] for n in ("cross_entropy", "softmax_focal_loss", "softmax_focal_loss_1"))
     assert line["train/loss"] == pytest.approx(plain + 0.5 * focal, rel=1e-5)
     assert line["train/weighted/softmax_focal_loss_1"] == 0 < zero
+
+
+def test_a_head_learns_beside_the_captions(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+    """Concepts on frozen features: their mAP rises above that of a head that only knows how frequent each one is."""
+    losses = "[{criterion: custum_loss}, {criterion: focal_loss, head: concepts, alpha: ~, gamma: 0, weight: 20}]"
+    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--epochs", "4", f"model.losses={losses}"]
+    done = program("train.py", *arguments, "--output-dir", tmp_path / "run", *SMALL, cache)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line["val/concepts/mAP"] for line in lines if "val/concepts/mAP" in line]
+    dataset = load_dataset("RSICD", scenes, "captioning")
+    concepts = Concepts(dataset.split("train"), min_images=10)
+    truth = concepts.read(dataset.split("val"))["target"] > 0
+    prevalence = float(truth[:, truth.any(0)].float().mean())  # the mAP of logits that are the same for every image
+    assert len(found) == 4
+    assert found[-1] > prevalence + 0.1
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.safetensors")  # the head stays behind
+    assert not checkpoint.captioner.heads
 
 
 def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) -> None:

@@ -39,14 +39,20 @@ class Checkpoint:
     about: dict[str, Any]
 
 
-def build_captioner(model: ModelConfig, encoder: Encoder, vocabulary_size: int, channels: int) -> Captioner:
+def build_captioner(
+    model: ModelConfig,
+    encoder: Encoder,
+    vocabulary_size: int,
+    channels: int,
+    heads: Mapping[str, nn.Module] | None = None,
+) -> Captioner:
     """The captioner that a configuration describes, around an encoder with `channels` features."""
     decoder = Decoder(vocabulary_size, channels, model.decoder.width, model.decoder.dropout)
-    return Captioner(encoder, decoder, model.encoder.trainable)
+    return Captioner(encoder, decoder, model.encoder.trainable, heads)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`."""
+    """Write a checkpoint for inference, without heads, whole or not at all, its weights in `dtype`."""
     metadata = {
         "format": FORMAT,
         "config": checkpoint.config.model_dump(mode="json"),
@@ -55,6 +61,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "about": checkpoint.about,
     }
     tensors = _own_tensors(checkpoint.captioner)
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("heads.")}
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 

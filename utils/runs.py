@@ -1,0 +1,84 @@
+"""A run's folder: opened at the start, and shown at the end as a table and a picture."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.table import Column, Table
+
+from data.annotations import AnnotatedImage
+from data.datasets import CaptionDataset
+from data.errors import UserError
+from data.loading import Visuals
+from utils.checkpoint import load_checkpoint
+from utils.config import Config, dump_config, flatten, parse_config, read_yaml
+from utils.devices import best_device
+from utils.files import write_whole
+from utils.inference import caption_rows
+from utils.sources import image_files
+from utils.tracking import Tracker
+from utils.visualize import Panel, attention_figure
+
+FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "tracking.")  # change no result
+PICTURED = 6  # val images in attention.png
+
+
+def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, with config.yaml in it; one that holds a run is only taken with --resume."""
+    started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
+    run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
+    written = run_dir / "config.yaml"
+    if written.exists():
+        if not resume:
+            raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
+        before, now = flatten(parse_config(read_yaml(written), str(written))), flatten(config)
+        changed = [key for key in now if now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
+        if changed:
+            was = ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
+            raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    if accelerator.is_main_process and not written.exists():
+        write_whole(written, dump_config(config))
+    return run_dir
+
+
+def show_result(
+    run_dir: Path,
+    dataset: CaptionDataset,
+    images: Sequence[AnnotatedImage],
+    visuals: Visuals,
+    precision: str,
+    tracker: Tracker,
+    step: int,
+    console: Console,
+) -> None:
+    """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
+    best = load_checkpoint(run_dir / "best.safetensors")
+    config = best.config
+    count = max(PICTURED, config.tracking.images if tracker.active else 0)
+    rows = np.random.default_rng(0).permutation(len(images))[:count].tolist()
+    captioner = best.captioner.to(best_device())
+    captions = caption_rows(captioner, best.vocabulary, visuals, rows, config.decoding, precision)
+    pixels = image_files(config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
+    panels = [Panel(image, c[0].words, c[0].attention) for image, c in zip(pixels, captions, strict=True)]
+    picture = run_dir / "attention.png"
+    attention_figure(picture, panels[:PICTURED])
+    if tracker.active:
+        cells = []
+        for row, panel in zip(rows[: config.tracking.images], panels, strict=False):
+            looked = run_dir / "attention" / f"{images[row].imgid}.png"
+            attention_figure(looked, [panel])
+            caption = " ".join(panel.words)
+            cells.append([images[row].filename, dataset.path(images[row]), caption, images[row].captions[0], looked])
+        tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
+
+    scores = best.about["val"]
+    title = f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
+    table = Table(*(Column(name, justify="right") for name in scores), title=title)
+    table.add_row(*(f"{100 * value:.2f}" for value in scores.values()))
+    console.print(table)
+    console.print(f"run folder  {run_dir}\npicture     {picture}")
