@@ -15,7 +15,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`; None where a flag was not given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="F.yaml", help="a recipe (default: the data set's own in configs/)")
-    parser.add_argument("--dataset", help="synthetic (default), RSICD, UCM, Sydney or NWPU")
+    parser.add_argument("--dataset", help="synthetic (default), RSICD, UCM, Sydney, NWPU or own")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--output-dir", metavar="DIR", help="the run's folder (default: runs/DATASET-DATE-TIME)")
     parser.add_argument("--epochs", type=int)

@@ -1,6 +1,7 @@
 """Read and check caption annotations: Karpathy-style JSON (RSICD, UCM, Sydney) and NWPU-Captions' own layout."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,60 +24,83 @@ class AnnotatedImage:
     captions: tuple[str, ...]
 
 
-def read_karpathy(path: Path) -> list[AnnotatedImage]:
+def read_karpathy(path: Path, faults: list[str] | None = None) -> list[AnnotatedImage]:
     """Images of a Karpathy-style file: `{"images": [{"filename", "imgid", "split", "sentences": [{"raw"}]}]}`.
 
     A `split` of "restval" counts as "train" (Karpathy & Fei-Fei, CVPR 2015). A missing `imgid` is the
-    image's position. Raises `UserError` naming the file and the entry that is not as it should be.
+    image's position. Raises `UserError` naming the file and the entry that is not as it should be; where `faults` is
+    given, every such entry is named there instead, and the others are returned.
     """
     document = _read_json(path)
     entries = document.get("images") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise UserError(f'{path}: no list "images" at the top; expected a Karpathy-style annotation file')
-    images = []
-    for position, entry in enumerate(entries):
-        where = f"{path}: images[{position}]"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} is not an object; restore the published file")
-        sentences = entry.get("sentences")
-        if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
-            raise UserError(f'{where} has no list "sentences" of objects; restore the published file')
-        images.append(
-            AnnotatedImage(
-                imgid=_imgid(entry, position, where),
-                filename=_filename(entry.get("filename"), where),
-                split=_split(entry.get("split"), where),
-                captions=tuple(_caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)),
-            )
-        )
-    return _checked(images, path)
+    return _read_entries(path, entries, _karpathy_image, faults)
 
 
-def read_nwpu(path: Path) -> list[AnnotatedImage]:
+def read_nwpu(path: Path, faults: list[str] | None = None) -> list[AnnotatedImage]:
     """Images of NWPU-Captions' file: `{category: [{"filename", "split", "raw", "raw_1" .. "raw_4"}]}`.
 
     `filename` becomes `category/filename`; where the images lie without category folders, `data.datasets`
-    finds them by their names. `imgid`s restart in every category there, so they are counted afresh.
+    finds them by their names. `imgid`s restart in every category there, so they are counted afresh. `faults` as in
+    `read_karpathy`.
     """
     document = _read_json(path)
     if not isinstance(document, dict) or not all(isinstance(v, list) for v in document.values()):
         raise UserError(f"{path}: expected an object of lists, one a category; restore the published file")
+    placed = [(category, i, entry) for category, entries in document.items() for i, entry in enumerate(entries)]
+    return _read_entries(path, placed, _nwpu_image, faults)
+
+
+def _read_entries(
+    path: Path, entries: list[Any], read: Callable[[Path, int, Any], AnnotatedImage], faults: list[str] | None
+) -> list[AnnotatedImage]:
+    if not entries:
+        raise UserError(f"{path}: holds no images; restore the published file")
     images: list[AnnotatedImage] = []
-    for category, entries in document.items():
-        for position, entry in enumerate(entries):
-            where = f"{path}: {category}[{position}]"
-            if not isinstance(entry, dict):
-                raise UserError(f"{where} is not an object; restore the published file")
-            keys = ["raw", *(f"raw_{i}" for i in range(1, 5))]
-            images.append(
-                AnnotatedImage(
-                    imgid=len(images),
-                    filename=_filename(f"{category}/{entry.get('filename')}", where),
-                    split=_split(entry.get("split"), where),
-                    captions=tuple(_caption(entry[k], f"{where}.{k}") for k in keys if k in entry),
-                )
-            )
-    return _checked(images, path)
+    seen: set[tuple[str, int | str]] = set()
+    for position, entry in enumerate(entries):
+        try:
+            image = read(path, position, entry)
+            for key in (("imgid", image.imgid), ("filename", image.filename)):
+                if key in seen:
+                    raise UserError(f"{path}: {key[0]} {key[1]!r} stands twice; remove one of the two entries")
+                seen.add(key)
+            images.append(image)
+        except UserError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+    return images
+
+
+def _karpathy_image(path: Path, position: int, entry: Any) -> AnnotatedImage:
+    where = f"{path}: images[{position}]"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an object; restore the published file")
+    sentences = entry.get("sentences")
+    if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
+        raise UserError(f'{where} has no list "sentences" of objects; restore the published file')
+    return AnnotatedImage(
+        imgid=_imgid(entry, position, where),
+        filename=_filename(entry.get("filename"), where),
+        split=_split(entry.get("split"), where),
+        captions=tuple(_caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)),
+    )
+
+
+def _nwpu_image(path: Path, position: int, placed: tuple[str, int, Any]) -> AnnotatedImage:
+    category, place, entry = placed
+    where = f"{path}: {category}[{place}]"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an object; restore the published file")
+    keys = ["raw", *(f"raw_{i}" for i in range(1, 5))]
+    return AnnotatedImage(
+        imgid=position,
+        filename=_filename(f"{category}/{entry.get('filename')}", where),
+        split=_split(entry.get("split"), where),
+        captions=tuple(_caption(entry[k], f"{where}.{k}") for k in keys if k in entry),
+    )
 
 
 def swap_val_and_test(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
@@ -123,16 +147,3 @@ def _caption(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f'{where}: "raw" is {value!r}, not text; restore the published file')
     return value
-
-
-def _checked(images: list[AnnotatedImage], path: Path) -> list[AnnotatedImage]:
-    if not images:
-        raise UserError(f"{path}: holds no images; restore the published file")
-    for key in ("imgid", "filename"):
-        seen = set()
-        for image in images:
-            value = getattr(image, key)
-            if value in seen:
-                raise UserError(f"{path}: {key} {value!r} stands twice; remove one of the two entries")
-            seen.add(value)
-    return images

@@ -24,7 +24,7 @@ class DatasetSpec:
     annotations: tuple[str, ...]
     image_folders: tuple[str, ...]
     split_sizes: tuple[int, int, int] | None
-    read: Callable[[Path], list[AnnotatedImage]] = read_karpathy
+    read: Callable[[Path, list[str] | None], list[AnnotatedImage]] = read_karpathy
     landmarks: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,6 +77,14 @@ DATASETS: dict[str, DatasetSpec] = {
             image_folders=("NWPU_images", "images", "NWPU-RESISC45"),
             split_sizes=(25200, 3150, 3150),
             read=read_nwpu,
+        ),
+        DatasetSpec(
+            name="own",
+            citation="your own",
+            source="docs/your-own-data.md",
+            annotations=("dataset.json",),
+            image_folders=("images",),
+            split_sizes=None,
         ),
     )
 }
@@ -132,7 +140,7 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
         missing = " or ".join(spec.annotations if annotations is None else spec.image_folders)
         raise UserError(f"{root}: no {missing}; get {want} from {spec.source} and put them there")
 
-    images = spec.read(annotations)
+    images = spec.read(annotations, None)
     notes = []
     convention_found = _convention(images, spec.landmarks)
     if convention_found == "exchanged":
@@ -147,7 +155,7 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
     elif convention_found == "captioning":
         notes.append(f"{name}: splits follow the captioning convention")
     notes += _size_notes(images, spec)
-    return CaptionDataset(spec, image_root, tuple(_located(images, image_root)), tuple(notes))
+    return CaptionDataset(spec, image_root, tuple(located(images, image_root)), tuple(notes))
 
 
 def _first(root: Path, names: tuple[str, ...], is_there: Callable[[Path], bool]) -> Path | None:
@@ -172,7 +180,7 @@ def _size_notes(images: list[AnnotatedImage], spec: DatasetSpec) -> list[str]:
     return [f"warning: {spec.name}: split sizes differ: {', '.join(differing)}"] if differing else []
 
 
-def _located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedImage]:
+def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedImage]:
     """The images with `filename` as it really lies under `image_root`: in its category's folder or flat."""
     if (image_root / images[0].filename).exists() or "/" not in images[0].filename:
         return images

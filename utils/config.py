@@ -134,7 +134,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """Everything that a run depends on."""
 
-    dataset: Literal["synthetic", "RSICD", "UCM", "Sydney", "NWPU"] = "synthetic"
+    dataset: Literal["synthetic", "RSICD", "UCM", "Sydney", "NWPU", "own"] = "synthetic"
     data_root: str | None = None
     output_dir: str | None = None  # default: runs/DATASET-DATE-TIME
     seed: Natural = 0

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
-from data.datasets import CaptionDataset, load_dataset
+from data.datasets import DATASETS, CaptionDataset, load_dataset
 from data.features import FeatureStore, build_store, store_key
 from data.loading import BatchKey, ImageFiles, visual_loader
+from data.parquet import find_parquet, unpack_parquet
 from data.synthetic import VERSION, write_dataset
 from data.transforms import Preprocessing, turned
 from models.encoder import Encoder
@@ -29,6 +30,8 @@ def open_dataset(config: Config) -> CaptionDataset:
         name = f"synthetic-v{VERSION}-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
         root = Path(config.data.cache_dir) / name
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
+    elif root is not None and find_parquet(root):
+        root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
     dataset = load_dataset(config.dataset, root, config.data.convention)
     if not config.data.limit:
         return dataset
