@@ -16,13 +16,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.files import write_whole
 from data.transforms import Preprocessing
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
 from utils.config import Config, ModelConfig, parse_config
-from utils.files import write_whole
 
 FORMAT = "nadir-1"
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"

@@ -1,34 +1,18 @@
-"""Files that are written whole or not at all, and the ways a program ends."""
+"""What every program needs: JSON out, the commit of the code, and the ways to end."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.errors import UserError
+from data.files import write_whole
 
 T = TypeVar("T")
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, flush it to the disk, then give it its name."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check space and rights") from None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,13 +33,24 @@ def git_sha() -> str:
     return commit.strip() + ("+" if changes.strip() else "")
 
 
+def one_line(text: str) -> str:
+    """`text` with what is not printable escaped: one line, and nothing in it steers a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_program(main: Callable[[], T]) -> T:
     """What `main` returns; a user's mistake ends with one line and exit code 2, Ctrl-C with exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without é gets \\xe9, not a traceback
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # who reads the output has gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes nowhere
+        sys.exit(141)

@@ -32,7 +32,6 @@ class Caption(NamedTuple):
         return " ".join(self.words)
 
 
-@torch.inference_mode()
 def caption_rows(
     captioner: Captioner,
     vocabulary: Vocabulary,
@@ -47,15 +46,27 @@ def caption_rows(
 
     A beam gives `beam_size` captions an image, greedy decoding and sampling one.
     """
-    device = captioner.encoder.mean.device
-    captioner.eval()
     keys = [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
     for key, chunk in zip(keys, chunks, strict=True):
-        with autocast(device, precision):
-            found = decode(captioner, chunk.to(device), decoding, seed=key.rows[0])
-        for hypotheses in found:
-            yield [Caption(vocabulary.decode(h.tokens), h.score, h.attention.numpy()) for h in hypotheses]
+        yield from caption_batch(captioner, vocabulary, chunk, decoding, precision, seed=key.rows[0])
+
+
+@torch.inference_mode()
+def caption_batch(
+    captioner: Captioner,
+    vocabulary: Vocabulary,
+    visuals: Tensor,
+    decoding: DecodingConfig,
+    precision: str,
+    seed: int,
+) -> list[list[Caption]]:
+    """The captions of each of a batch of `visuals`, best first; `seed` fixes what sampling draws."""
+    device = captioner.encoder.mean.device
+    captioner.eval()
+    with autocast(device, precision):
+        found = decode(captioner, visuals.to(device), decoding, seed)
+    return [[Caption(vocabulary.decode(h.tokens), h.score, h.attention.numpy()) for h in image] for image in found]
 
 
 def decode(captioner: Captioner, visuals: Tensor, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:

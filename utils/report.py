@@ -15,9 +15,9 @@ from PIL import Image
 
 from data.annotations import AnnotatedImage
 from data.errors import UserError
+from data.files import write_whole
 from data.images import read_image
 from data.tokenizer import tokenize
-from utils.files import write_whole
 from utils.inference import Caption
 from utils.published import PUBLISHED
 from utils.visualize import attention_maps

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.files import write_whole
+from data.files import write_whole
 
 
 class Panel(NamedTuple):

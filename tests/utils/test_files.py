@@ -1,33 +1,45 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
+from utils.files import one_line, write_json
 
-from data.errors import UserError
-from utils.files import write_json, write_whole
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "deep" / "file.txt"
-    write_whole(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match=r"file\.txt.*No space left"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-
-
-def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_whole(tmp_path / "file" / "below.txt", "text")
+ROOT = Path(__file__).parents[2]
 
 
 def test_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"caption": "caf\u00e9"})
+    value = {"caption": "caf\u00e9", "file": "\udcff.jpg"}
+    write_json(tmp_path / "a.json", value)
     assert "caf\u00e9" in (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert json.loads((tmp_path / "a.json").read_text()) == {"caption": "caf\u00e9"}
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+
+
+def test_one_line_has_one_line_and_no_commands() -> None:
+    assert one_line("a plane, café") == "a plane, café"
+    assert one_line("a\nb\x1b[2J\udcff\u202e") == r"a\nb\x1b[2J\udcff\u202e"
+
+
+def end(body: str, **options: str) -> subprocess.CompletedProcess[bytes]:
+    code = f"from utils.files import *\nfrom data.errors import UserError\ndef main():\n  {body}\nrun_program(main)"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=options or None)
+
+
+def test_programs_end_as_they_should() -> None:
+    slip = end("raise UserError('a\\nb')")
+    assert (slip.returncode, slip.stderr) == (2, b"error: a\\nb\n")
+    stopped = end("raise KeyboardInterrupt")
+    assert (stopped.returncode, stopped.stderr) == (130, b"interrupted\n")
+    plain = end("print('caf\\xe9')", PYTHONIOENCODING="ascii")
+    assert (plain.returncode, plain.stdout) == (0, b"caf\\xe9\n")
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    body = "exec('for i in range(100000): print(i)')"
+    code = f"from utils.files import run_program\nrun_program(lambda: {body})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+
+from data.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under; at the end of the block it is flushed to the disk and becomes `path`.
+
+    Where the block fails, `path` is as it was. What a process that was killed left behind goes when the same file is
+    written again. `UserError` where the file cannot be written.
+    """
+    unfinished = _unfinished(path, os.getpid())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        yield unfinished
+        _flush(unfinished)
+        os.replace(unfinished, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); check space and rights") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """`UserError` where `writing(path)` would not come to its end."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file to write")
+    unfinished = _unfinished(path, os.getpid())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check space and rights") from None
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all; text as UTF-8, a lone surrogate as its escape (which JSON reads back)."""
+    with writing(path) as unfinished:
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+
+
+def _unfinished(path: Path, process: int | str) -> Path:
+    return path.with_name(f".{path.name}.{platform.node()}.{process}.unfinished")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes of this machine that are gone have left of `path`."""
+    for left in path.parent.glob(_unfinished(Path(escape(path.name)), "*").name):
+        process = left.suffixes[-2].removeprefix(".")
+        if process.isdecimal() and not _runs(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.files import check_writable, write_whole, writing
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_whole(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"file\.txt.*No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_whole(path, "old")
+    with pytest.raises(ZeroDivisionError), writing(path) as unfinished:
+        unfinished.write_text("half")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for attempt in (lambda path: write_whole(path, "text"), check_writable):
+        with pytest.raises(UserError, match="cannot be written"):
+            attempt(tmp_path / "file" / "below.txt")
+    with pytest.raises(UserError, match="is a folder"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "free.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    path = tmp_path / "with [odd] name.txt"
+    child = "import os, sys; from data.files import writing; from pathlib import Path\n"
+    child += "with writing(Path(sys.argv[1])) as name: name.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", child, str(path)], cwd=Path(__file__).parents[2])
+    (dead,) = tmp_path.iterdir()
+    running = tmp_path / f".{path.name}.{platform.node()}.{os.getppid()}.unfinished"
+    elsewhere = tmp_path / f".{path.name}.another-machine.{dead.name.split('.')[-2]}.unfinished"
+    another = tmp_path / dead.name.replace("name", "other")
+    for other in (running, elsewhere, another):
+        other.touch()
+    write_whole(path, "whole")
+    assert {*tmp_path.iterdir()} == {path, running, elsewhere, another}
+
+
+def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "é \udcff")
+    assert (tmp_path / "a").read_bytes() == "é \\udcff".encode()

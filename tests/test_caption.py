@@ -1,0 +1,193 @@
+"""caption.py over many files, broken ones among them, cut off and started again."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import caption
+from data.errors import UserError
+from data.transforms import Preprocessing
+from data.vocabulary import SPECIALS, Vocabulary
+from models.encoder import Encoder
+from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
+from utils.config import parse_config
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["a", "plane", "boat", "bridge", "river", "field", "many", "green", "two", "by", "the", "some"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captioner of random weights that sees 32 pixels: fast, and different images give different captions."""
+    path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
+    tree = {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}}
+    config = parse_config(tree | {"data": {"size": 32}, "decoding": {"beam_size": 2, "max_words": 5}}, "")
+    vocabulary = Vocabulary([*SPECIALS, *WORDS])
+    captioner = build_captioner(config.model, Encoder("resnet18"), len(vocabulary), 512)
+    save_checkpoint(path, Checkpoint(captioner, vocabulary, Preprocessing(32), config, {}))
+    return path
+
+
+def photos(folder: Path, count: int, broken: int = 0) -> list[Path]:
+    """Images of noise, the last `broken` of them text."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{i:05}.png" for i in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    for path in paths[count - broken :]:
+        path.write_text("no image")
+    return paths
+
+
+def call(*words: str | Path) -> None:
+    caption.main(caption.parse_arguments(list(map(str, words))))
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, str(ROOT / "caption.py"), *map(str, words)]
+
+
+def test_broken_images_are_named_and_end_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = photos(tmp_path / "in", 5, broken=2)
+    for suffix in ("json", "jsonl", "csv"):
+        output = tmp_path / f"out.{suffix}"
+        call(tmp_path / "in", "--checkpoint", checkpoint, "--output", output)
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 3 and str(paths[3]) in errors[0] and str(paths[4]) in errors[1]
+        assert errors[2] == "3 images captioned, 2 left out"
+        text = output.read_text()
+        rows = {
+            "json": lambda text=text: json.loads(text),
+            "jsonl": lambda text=text: [json.loads(line) for line in text.splitlines()],
+            "csv": lambda text=text: [{k: v for k, v in r.items() if v} for r in csv.DictReader(text.splitlines())],
+        }[suffix]()
+        assert [row["file"] for row in rows] == [str(path) for path in paths]
+        assert [sorted(row) for row in rows] == [["caption", "file", "score"]] * 3 + [["error", "file"]] * 2
+    call(tmp_path / "in", "--checkpoint", checkpoint)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out.json", "out.jsonl", "out.csv"}
+
+
+def test_nothing_but_broken_images_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    one, two = photos(tmp_path / "in", 2, broken=2)
+    arguments: list[str | Path] = ["--checkpoint", checkpoint, "--output", tmp_path / "out.csv"]
+    with pytest.raises(UserError, match=f"{one}: not a readable image"):
+        call(one, *arguments)
+    with pytest.raises(UserError, match="none of the 2 images can be read"):
+        call(one, two, *arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    paths = photos(tmp_path / "in", 3 * caption.BATCH, broken=1)
+    arguments: list[str | Path] = [tmp_path / "in", "--checkpoint", checkpoint, "--output"]
+    call(*arguments, tmp_path / "whole.csv")
+    output = tmp_path / "killed.csv"
+    partial = tmp_path / "killed.csv.partial"
+    process = subprocess.Popen(command(*arguments, output), stderr=subprocess.PIPE)
+    while not (partial.exists() and partial.stat().st_size > 2000):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not output.exists()
+    made = len(partial.read_text().splitlines()) - 1
+    assert caption.BATCH <= made < len(paths)
+    done = subprocess.run(command(*arguments, output), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"going on after {made} of {len(paths)} images" in done.stderr
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not partial.exists()
+
+
+def test_memory_is_flat(checkpoint: Path, tmp_path: Path) -> None:
+    photos(tmp_path / "in", 600, broken=6)
+    code = f"""
+import resource, caption, sys
+def call(pattern, output):
+    caption.main(caption.parse_arguments([pattern, "--checkpoint", {str(checkpoint)!r}, "--output", output]))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+few = call({str(tmp_path / "in" / "000*.png")!r}, {str(tmp_path / "few.json")!r})
+many = call({str(tmp_path / "in")!r}, {str(tmp_path / "many.json")!r})
+print(few, many)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    few, many = map(int, done.stdout.split())
+    assert len(json.loads((tmp_path / "many.json").read_text())) == 600
+    assert many - few < 30_000  # KiB: noise of the allocator; the images alone are more when all are held
+
+
+def test_what_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path) -> None:
+    photos(tmp_path / "in", 1)
+    (tmp_path / "file").touch()
+    for option, name in (("--output", "x.csv"), ("--attention", "x.png")):
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / name, tmp_path / "file" / name):
+            with pytest.raises(UserError, match=str(path)):
+                call(tmp_path / "in", "--checkpoint", "missing", option, path)  # before the checkpoint is looked at
+
+
+def test_patterns_and_repeated_names(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = photos(tmp_path / "in" / "deep", 3)
+    (paths[0].with_name("a[1].png")).write_bytes(paths[0].read_bytes())
+    (tmp_path / "in" / "notes.txt").touch()
+    assert caption.find_images([f"{tmp_path}/in/**/*"]) == [*map(str, paths), str(paths[0].with_name("a[1].png"))]
+    assert caption.find_images([str(paths[1]), f"{tmp_path}/in"])[:2] == [str(paths[1]), str(paths[0])]
+    assert caption.find_images([str(paths[0].with_name("a[1].png"))])
+    with pytest.raises(UserError, match="no images fit this pattern"):
+        caption.find_images([f"{tmp_path}/*.jpg"])
+    with pytest.raises(UserError, match="no such file"):
+        caption.find_images([str(paths[0]), f"{tmp_path}/missing.jpg"])
+
+
+def test_a_picture_of_many_is_bounded(checkpoint: Path, tmp_path: Path) -> None:
+    photos(tmp_path / "in", caption.PICTURED + 4)
+    call(tmp_path / "in", "--checkpoint", checkpoint, "--attention", tmp_path / "many.png")
+    call(tmp_path / "in" / "00000.png", "--checkpoint", checkpoint, "--attention", tmp_path / "one.png")
+    many, one = (Image.open(tmp_path / name).height for name in ("many.png", "one.png"))
+    assert many == pytest.approx(caption.PICTURED * one, rel=0.01)  # whole pixels
+
+
+def test_names_that_are_not_text(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = photos(tmp_path / "in", 1)
+    odd = os.fsencode(tmp_path / "in") + b"/\xff\n\x1b[2J.png"
+    try:
+        os.link(path, odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (tmp_path / "in" / "broken\n.png").touch()
+    call(tmp_path / "in", "--checkpoint", checkpoint)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2 and "\x1b" not in printed.out
+    assert len(printed.err.splitlines()) == 2
+    call(tmp_path / "in", "--checkpoint", checkpoint, "--output", tmp_path / "o.json")
+    assert odd in [os.fsencode(row["file"]) for row in json.loads((tmp_path / "o.json").read_text())]
+
+
+def test_a_full_disk_keeps_what_is_done(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "in", 2 * caption.BATCH)
+    output = tmp_path / "o.csv"
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12000, limits[1]))  # bytes: less than two batches
+    try:
+        with pytest.raises(UserError, match=r"o\.csv\.partial: cannot be written"):
+            call(tmp_path / "in", "--checkpoint", checkpoint, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    call(tmp_path / "in", "--checkpoint", checkpoint, "--output", output)
+    assert "going on after" in capsys.readouterr().err
+    assert len(output.read_text().splitlines()) == 1 + 2 * caption.BATCH
