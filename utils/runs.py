@@ -13,11 +13,11 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
+from data.files import write_whole
 from data.loading import Visuals
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, dump_config, flatten, parse_config, read_yaml
 from utils.devices import best_device
-from utils.files import write_whole
 from utils.inference import caption_rows
 from utils.sources import image_files
 from utils.tracking import Tracker
