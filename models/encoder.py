@@ -7,6 +7,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from models.folding import fold_norms
+
 TORCHVISION = "torchvision/"
 
 
@@ -20,7 +22,8 @@ class Encoder(nn.Module):
     Shape:
         images: uint8 [B, 3, H, W], RGB; output: float [B, h * w, D], row by row from the top left.
 
-    The weights are random: a state dict brings them. `mean` and `std` ([3], in 0..1) are what those weights were
+    BatchNorm is frozen for good, and folded into the convolutions (batches here are small). The weights are random: a
+    state dict brings them. `mean` and `std` ([3], in 0..1) are what those weights were
     trained with; they are buffers, so that they travel with the weights.
     """
 
@@ -41,6 +44,8 @@ class Encoder(nn.Module):
                 mean, std = about["mean"], about["std"]
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"no encoder {name!r}: {error}") from None
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules()):
+            fold_norms(self.backbone, torch.zeros(1, 3, 224, 224))  # the size that every one of them takes
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
