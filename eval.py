@@ -51,7 +51,7 @@ from utils.diversity import diversity, self_cider
 from utils.inference import Caption, caption_rows
 from utils.metrics import Scores, score_captions
 from utils.report import Example, write_report
-from utils.results import class_scores, file_digest, read_results, scene_class, split_digest
+from utils.results import class_scores, file_digest, read_results, result_entries, scene_class, split_digest
 from utils.sources import image_files, open_dataset
 from utils.statistics import bootstrap, paired_test
 
@@ -101,9 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
             "baseline_sha256": file_digest(Path(arguments.baseline)),
             "metrics": compare(score_captions(others, references), scores),
         }
-    result["captions"] = [
-        {"image_id": image.imgid, "filename": image.filename, "caption": captions[image.imgid]} for image in images
-    ]
+    result["captions"] = result_entries(images, [captions[image.imgid] for image in images])
     result["protocol"] = {
         "dataset": dataset.spec.name,
         "split": arguments.split,

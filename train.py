@@ -2,13 +2,13 @@
 
 With nothing else it trains on synthetic scenes that it makes itself. Every option and its default stands in
 utils/config.py; recipes stand in configs/. A run's folder holds config.yaml, metrics.jsonl, best.safetensors (what
-eval.py and caption.py read), last/ (what --resume needs) and attention.png.
+eval.py and caption.py read), val.json (its captions of val), last/ (what --resume needs) and attention.png.
 """
 
 import argparse
 
 from utils.config import Config, load_config
-from utils.files import git_sha, run_program
+from utils.files import git_sha, run_program, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +63,7 @@ from utils.inference import caption_rows
 from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
 from utils.progress import track
+from utils.results import result_entries
 from utils.runs import open_run, show_result
 from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of
 from utils.tracking import Tracker
@@ -187,6 +188,8 @@ def main(config: Config, resume: bool) -> None:
                 about = {"epoch": epoch + 1, "val": scores, "git_sha": git_sha()}
                 checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
                 save_checkpoint(run_dir / "best.safetensors", checkpoint)
+                entries = result_entries(images["val"], [said[row] for row in range(len(said))])
+                write_json(run_dir / "val.json", {**about, "seconds": trained, "captions": entries})
         if tracker:
             log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
             save_state(state_path, captioner, optimizer, asdict(progress))

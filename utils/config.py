@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,21 +169,37 @@ def load_config(arguments: argparse.Namespace) -> Config:
         "seed": arguments.seed,
         "train.epochs": arguments.epochs,
     }
-    path = Path(arguments.config) if arguments.config else _recipe(arguments.dataset)
+    path = Path(arguments.config) if arguments.config else recipe_of(arguments.dataset)
     tree = read_yaml(path)
-    for key, value in flags.items():
-        if value is not None:
-            _assign(tree, key, value)
-    for override in arguments.overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"argument {override!r}: write section.key=value, for example train.lr=1e-3")
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            raise UserError(f"argument {override!r}: {text!r} is not a YAML value; quote it") from None
-        _assign(tree, key, value)
+    settings = {key: value for key, value in flags.items() if value is not None}
+    assign(tree, settings | read_overrides(arguments.overrides), "argument")
     return parse_config(tree, str(path))
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`section.key=value` of a command line as key to value, read as YAML."""
+    settings = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"argument {word!r}: write section.key=value, for example train.lr=1e-3")
+        try:
+            settings[key] = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise UserError(f"argument {word!r}: {text!r} is not a YAML value; quote it") from None
+    return settings
+
+
+def assign(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Set `section.key` to value in a tree of sections, in place; `where` says in an error who asked for it."""
+    for dotted, value in settings.items():
+        *sections, key = dotted.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"{where} {dotted}: {section} is a value, not a section")
+        branch[key] = value
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -230,18 +247,10 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk("", config.model_dump(mode="json"))
 
 
-def _recipe(dataset: str | None) -> Path:
+def recipe_of(dataset: str | None) -> Path:
+    """The data set's own recipe in `configs/`; real data sets without one share `rsicd.yaml`."""
     own = CONFIGS / f"{(dataset or 'synthetic').lower()}.yaml"
     return own if own.exists() else CONFIGS / "rsicd.yaml"
-
-
-def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"argument {dotted}: {section} is a value, not a section")
-    tree[key] = value
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

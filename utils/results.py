@@ -51,6 +51,14 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
     return {image.imgid: captions[image.imgid] for image in images}
 
 
+def result_entries(images: Sequence[AnnotatedImage], captions: Sequence[str]) -> list[dict[str, Any]]:
+    """Captions of `images`, in their order, as the entries of a results file."""
+    return [
+        {"image_id": image.imgid, "filename": image.filename, "caption": caption}
+        for image, caption in zip(images, captions, strict=True)
+    ]
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:

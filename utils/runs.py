@@ -35,15 +35,20 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
     if written.exists():
         if not resume:
             raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
-        before, now = flatten(parse_config(read_yaml(written), str(written))), flatten(config)
-        changed = [key for key in now if now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
-        if changed:
-            was = ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
-            raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
+        check_same_recipe(written, config)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process and not written.exists():
         write_whole(written, dump_config(config))
     return run_dir
+
+
+def check_same_recipe(written: Path, config: Config) -> None:
+    """`UserError` naming what differs where the run that `written` (its config.yaml) is of had another recipe."""
+    before, now = flatten(parse_config(read_yaml(written), str(written))), flatten(config)
+    differing = (key for key in before | now if before.get(key) != now.get(key))
+    if changed := [key for key in differing if not key.startswith(FREE_ON_RESUME)]:
+        was = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
+        raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
 
 
 def show_result(

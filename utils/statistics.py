@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from utils.metrics import Scores
 
@@ -90,6 +91,57 @@ def paired_test(baseline: Scores, scores: Scores, n: int = 1000, seed: int = 0) 
         as_large = int(np.count_nonzero(np.abs(shuffled[name]) >= abs(difference) - 1e-12))
         comparisons[name] = Comparison(float(difference), *_interval(resampled[name]), p=(as_large + 1) / (n + 1))
     return comparisons
+
+
+def crossed_test(baseline: np.ndarray, scores: np.ndarray) -> Comparison:
+    """Compare two recipes, each trained with several seeds, by a score that is a mean over images.
+
+    Both images and seeds are samples of what might have been, so both belong in the error. The differences
+    d_si of seed s and image i are split as in a two-way analysis of variance without repetition, with mean
+    squares M_image, M_seed and M_rest (each of its deviations, over its degrees of freedom), and
+
+        t = mean d / sqrt(v / (S B)),   v = M_image + max(M_seed - M_rest, 0)
+
+    is held against Student's t, whose degrees of freedom are Satterthwaite's for v. With one seed this is the
+    paired t-test over images, and says nothing about other seeds. With two seeds whose luck far outweighs that of
+    the images, p is too small (one null in nine is below 0.05); with three, that is one in fourteen.
+
+    Args:
+        baseline: scores of S seeds on B images, [S, B].
+        scores: the other recipe's, of the same seeds and images in the same order.
+
+    Returns:
+        The difference with its 95 % interval and two-sided p.
+
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two images.
+
+    Reference:
+        Clark: The Language-as-Fixed-Effect Fallacy, Journal of Verbal Learning and Verbal Behavior 12, 1973
+        (quasi-F). Satterthwaite: An Approximate Distribution of Estimates of Variance Components, 1946.
+
+    Example:
+        >>> test = crossed_test(np.array([[0.1, 0.5, 0.9, 0.4]]), np.array([[0.2, 0.7, 0.8, 0.6]]))
+        >>> round(test.difference, 3), round(test.p, 3)
+        (0.1, 0.252)
+    """
+    if baseline.shape != scores.shape or baseline.ndim != 2 or baseline.shape[1] < 2:
+        raise ValueError(f"{baseline.shape} and {scores.shape} are not both [seeds, images] of two images or more")
+    d = scores - baseline
+    (seeds, images), mean = d.shape, d.mean()
+    of_seed, of_image = d.mean(1, keepdims=True) - mean, d.mean(0, keepdims=True) - mean
+    rest_of = d - mean - of_seed - of_image
+    freedom = np.maximum([images - 1, seeds - 1, (images - 1) * (seeds - 1)], 1)
+    squares = np.array([seeds * (of_image**2).sum(), images * (of_seed**2).sum(), (rest_of**2).sum()])
+    image, seed, rest = squares / freedom
+    parts = np.array([image, seed, rest]) if seed > rest else np.array([image, 0.0, 0.0])
+    v = image + max(seed - rest, 0.0)
+    if v == 0:  # the same difference everywhere: none at all, or one without a doubt
+        return Comparison(float(mean), float(mean), float(mean), p=float(mean == 0))
+    error = np.sqrt(v / (seeds * images))
+    t = stats.t(v**2 / (parts**2 / freedom).sum())
+    reach = error * t.ppf(0.975)
+    return Comparison(float(mean), float(mean - reach), float(mean + reach), p=float(2 * t.sf(abs(mean) / error)))
 
 
 def _pool(baseline: Scores, scores: Scores) -> Scores:

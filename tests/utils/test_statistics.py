@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from utils.metrics import FAST, Evidence, Scores, score_captions
-from utils.statistics import bootstrap, paired_test
+from utils.statistics import bootstrap, crossed_test, paired_test
 
 
 def of(values: np.ndarray) -> Scores:
@@ -105,3 +106,38 @@ def test_a_metric_that_one_of_them_lacks_is_left_out() -> None:
     hypotheses = {1: "a road", 2: "a lake"}
     both = score_captions(hypotheses, texts, FAST)
     assert set(paired_test(both, score_captions(hypotheses, texts, ["CIDEr"]), n=10)) == {"CIDEr"}
+
+
+def test_one_seed_is_the_paired_t_test() -> None:
+    dice = np.random.default_rng(4)
+    first, second = dice.normal(0, 1, (1, 50)), dice.normal(0.3, 1, (1, 50))
+    test, oracle = crossed_test(first, second), stats.ttest_rel(second[0], first[0])
+    low, high = oracle.confidence_interval()
+    assert test == pytest.approx((float((second - first).mean()), low, high, oracle.pvalue), abs=1e-12)
+
+
+def test_many_images_leave_the_t_test_over_seeds() -> None:
+    dice = np.random.default_rng(5)
+    d = np.repeat(dice.normal(0.3, 1, (4, 1)), 30, axis=1)  # all images alike: only seeds differ
+    test, oracle = crossed_test(np.zeros_like(d), d), stats.ttest_1samp(d[:, 0], 0)
+    assert (test.p, test.low) == pytest.approx((oracle.pvalue, oracle.confidence_interval().low), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_seed", "most"), [(2, 0.0, 0.05), (2, 0.05, 0.05), (3, 0.05, 0.05), (5, 0.05, 0.05), (3, 0.5, 0.07)]
+)
+def test_luck_of_seeds_and_images_is_not_called_a_gain(seeds: int, of_seed: float, most: float) -> None:
+    dice = np.random.default_rng(6)
+    below = []
+    for _ in range(600):
+        images = 0.7 * dice.normal(0, 1, 200)
+        d = images + dice.normal(0, of_seed, (seeds, 1)) + dice.normal(0, 1, (seeds, 200))
+        below.append(crossed_test(np.zeros_like(d), d).p <= 0.05)
+    assert np.mean(below) <= most + 0.02  # of 600 trials: two standard deviations
+
+
+def test_equal_systems_do_not_differ() -> None:
+    scores = np.random.default_rng(7).random((2, 9))
+    assert crossed_test(scores, scores) == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="seeds, images"):
+        crossed_test(scores, scores[:1])
