@@ -66,9 +66,10 @@ def test_a_grid_is_stopped_gone_on_with_and_compared(scenes: Path, grid: Path, t
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/seed*/done.json")}
-    assert len(first) < 4
+    assert len(first) < 3  # as the third is begun, the second is done
 
-    held = next(path for path in out.parent.joinpath("out").glob("*/seed0") if path / "done.json" not in first)
+    held = out / "CE_16" / "seed1"
+    held.mkdir(parents=True, exist_ok=True)
     lock = FileLock(held / "lock")
     lock.acquire()  # as another process would that is at this run
     again = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
