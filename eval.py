@@ -21,7 +21,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"])
+    parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
     parser.add_argument("--beam-size", type=int, help="default: the checkpoint's")
     parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
     parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")

@@ -53,6 +53,7 @@ class DataConfig(Section):
     augment: bool = True  # turns, flips and colour, where the encoder is trained
     views: Literal[1, 8] = 1  # of each train image in a frozen encoder's store: 8 are all turns and flips
     blank_images: bool = False  # grey images for real ones: what the captions' habits alone are worth
+    held_back: Share = 0.0  # share of the train images that is kept for choosing, as the split "held-back"
     limit: Natural = 0  # use only so many images of each split; 0: all
     workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
     cache_dir: str = "cache"  # synthetic scenes and feature stores

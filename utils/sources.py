@@ -1,5 +1,6 @@
 """What a configuration's data set is on this machine: its annotations, and the visual input of a split."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ def open_dataset(config: Config) -> CaptionDataset:
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
     elif root is not None and find_parquet(root):
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
-    dataset = load_dataset(config.dataset, root, config.data.convention)
+    dataset = hold_back(load_dataset(config.dataset, root, config.data.convention), config.data.held_back)
     if not config.data.limit:
         return dataset
     kept = [
@@ -41,6 +42,21 @@ def open_dataset(config: Config) -> CaptionDataset:
         for image in dataset.split(split)[: config.data.limit]
     ]
     return replace(dataset, images=tuple(kept))
+
+
+def hold_back(dataset: CaptionDataset, share: float) -> CaptionDataset:
+    """The data set with about this share of its train images as a split of their own, named `held-back`.
+
+    An image is held back where the first 8 bytes of the SHA-256 of its file name, as a number in 0..1, lie below the
+    share: the same images on every machine, and more of them where the share grows.
+    """
+
+    def drawn(image: AnnotatedImage) -> bool:
+        number = int.from_bytes(hashlib.sha256(image.filename.encode()).digest()[:8]) / 2**64
+        return image.split == "train" and number < share
+
+    images = tuple(replace(image, split="held-back") if drawn(image) else image for image in dataset.images)
+    return replace(dataset, images=images)
 
 
 def image_files(

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.datasets import load_dataset
 from data.images import read_image
 from data.transforms import VIEWS, view_of
 from models.encoder import Encoder
 from utils.config import Config, parse_config
-from utils.sources import frozen_features, open_dataset
+from utils.sources import frozen_features, hold_back, open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,15 @@ def test_views_have_a_store_of_their_own(config: Config, encoder: Encoder) -> No
     assert (plain.shape, turned.shape) == ((3, 1, 9, 1280), (3, VIEWS, 9, 1280))
     first = frozen_features(config, dataset, images, encoder, "fp32").read([0, 1, 2])
     torch.testing.assert_close(first, plain.read([0, 1, 2], epoch=5))  # one view: the same in every epoch
+
+
+def test_images_held_back_leave_train_and_nothing_else(scenes: Path) -> None:
+    whole = load_dataset("RSICD", scenes, "captioning")
+    some, more = hold_back(whole, 0.2), hold_back(whole, 0.5)
+    names = {image.filename for image in some.split("held-back")}
+    assert 5 <= len(names) <= 25  # of 68: 13.6 expected, 3.3 standard deviation
+    assert names < {image.filename for image in more.split("held-back")}
+    assert [image for image in whole.split("train") if image.filename not in names] == some.split("train")
+    for split in ("val", "test"):
+        assert some.split(split) == whole.split(split)
+    assert hold_back(whole, 0.0) == whole
