@@ -55,7 +55,7 @@ from utils.checkpoint import (
     save_checkpoint,
     save_state,
 )
-from utils.devices import best_device, choose_precision
+from utils.devices import best_device, choose_precision, keep_freed_memory
 from utils.heads import HEADS, score_heads
 from utils.heads import OUT as HEADS_OUT
 from utils.heads import TARGET as HEADS_TARGET
@@ -93,6 +93,7 @@ def main(config: Config, resume: bool) -> None:
     if problems := criteria.missing(OUT, TARGET):
         raise UserError(f"model.losses: {'; '.join(problems)}")
     device = best_device()
+    keep_freed_memory()
     precision = choose_precision(config.train.precision, device)
     # told that it is a CPU, it lets several processes speak over gloo
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)

@@ -1,10 +1,12 @@
 """CNN encoders: images to a grid of features."""
 
+from itertools import chain
 from typing import Any
 
 import timm
 import torch
 import torchvision
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from models.folding import fold_norms
@@ -58,6 +60,24 @@ class Encoder(nn.Module):
         else:
             features = self.backbone.forward_features(scaled)  # type: ignore[operator]
         return self._rows(features)
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first `stages` stages as they are (the stem is the first): no gradient runs back that far.
+
+        The others follow timm's count, or for torchvision's models the layers that hold parameters. Raises
+        `ValueError` where the model has not as many.
+        """
+        if isinstance(self.backbone, nn.Sequential):
+            layers = self.backbone[0] if len(self.backbone) == 1 else self.backbone
+            groups = [parameters for layer in layers.children() if (parameters := list(layer.parameters()))]
+        else:
+            named = dict(self.backbone.named_parameters())
+            matcher = self.backbone.group_matcher(coarse=True)  # type: ignore[operator]
+            groups = [[named[name] for name in names] for names in group_parameters(self.backbone, matcher).values()]
+        if stages > len(groups):
+            raise ValueError(f"{self.name} has {len(groups)} stages, not {stages}")
+        for parameter in chain.from_iterable(groups[:stages]):
+            parameter.requires_grad_(False)
 
     def _rows(self, features: Tensor) -> Tensor:
         """[B, D, h, w], [B, h, w, D] or [B, prefix + N, D] as [B, N, D]."""

@@ -48,7 +48,12 @@ def build_captioner(
 ) -> Captioner:
     """The captioner that a configuration describes, around an encoder with `channels` features."""
     decoder = Decoder(vocabulary_size, channels, model.decoder.width, model.decoder.dropout)
-    return Captioner(encoder, decoder, model.encoder.trainable, heads)
+    captioner = Captioner(encoder, decoder, model.encoder.trainable, heads)
+    try:
+        encoder.freeze(model.encoder.frozen_stages)
+    except ValueError as error:
+        raise UserError(f"model.encoder.frozen_stages: {error}") from None
+    return captioner
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:

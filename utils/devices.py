@@ -1,5 +1,8 @@
 """The device at hand and the precision that it multiplies fastest."""
 
+import ctypes
+import sys
+
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,3 +29,17 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocasting to `precision` on `device`; does nothing for "fp32"."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next step, which asks for the same sizes again.
+
+    By default every large tensor is a fresh mapping, whose pages the kernel zeroes one by one: a quarter of the time
+    that tuning an encoder takes on a CPU.
+    """
+    if sys.platform == "linux":
+        m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_trim_threshold, -1)

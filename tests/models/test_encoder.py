@@ -77,6 +77,25 @@ def test_a_trained_encoder_gets_gradients_and_keeps_its_batch_statistics() -> No
     assert grouped(model) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("name", "first_trained"),
+    [
+        (LITE, "backbone.blocks.1.0.conv_pw.weight"),
+        ("resnet18", "backbone.layer2.0.conv1.weight"),
+        ("torchvision/mobilenet_v3_small", "backbone.0.2.block.0.0.weight"),
+    ],
+)
+def test_stages_that_are_frozen_get_no_gradient(name: str, first_trained: str) -> None:
+    encoder = Encoder(name)
+    encoder.freeze(2)
+    encoder(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)).sum().backward()
+    trained = [key for key, parameter in encoder.named_parameters() if parameter.grad is not None]
+    assert trained[0] == first_trained
+    assert trained == [key for key, _ in encoder.named_parameters()][-len(trained) :]
+    with pytest.raises(ValueError, match="stages, not 99"):
+        encoder.freeze(99)
+
+
 def test_features_and_images_take_the_same_way() -> None:
     model = captioner(trainable=False).eval()
     images, tokens = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.ones(2, 4, dtype=torch.long)
