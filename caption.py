@@ -1,17 +1,24 @@
-"""Caption images: python caption.py INPUT... [--checkpoint PATH] [--output F.json|.jsonl|.csv].
+"""Caption images and scenes: python caption.py INPUT... [--output F.json|.jsonl|.csv|.geojson|.parquet].
 
 An INPUT is an image, a folder of images, or a quoted pattern such as 'photos/**/*.jpg'. An image that is broken is
 named and left out; in --output it has an `error` in place of a caption. Captions are kept as they are made, in
 F.partial: a run that was cut off goes on from there when the same command is given again.
 
+A scene (a GeoTIFF of any size) is cut into tiles where --tile says so, or where --output is .geojson (in WGS84) or
+.parquet (GeoParquet, in the scene's coordinates). Tiles without data are left out.
+
+Under `torchrun` or `accelerate launch` every process captions its share, and the first puts them together.
+
 Exit code: 0 where there are captions, even if some images were left out; 2 where there are none.
 """
 
 import argparse
+from collections.abc import Callable
 
 from utils.files import run_program
 
 PICTURED = 16  # images in --attention
+BEST = 10  # images that --find names
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -19,37 +26,63 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a quoted pattern")
     parser.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
-    parser.add_argument("--output", metavar="F", help="write the captions there: .json, .jsonl or .csv")
+    parser.add_argument("--output", metavar="F", help="write the captions there; the suffix says in which format")
     parser.add_argument(
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"
     )
+    parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
+    scenes = parser.add_argument_group("scenes")
+    scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")
+    scenes.add_argument("--overlap", type=int, default=0, metavar="PIXELS", help="that neighbouring tiles share")
+    scenes.add_argument(
+        "--bands", type=_numbers(int), metavar="R,G,B", help="which to see, from 1 (default: the file's)"
+    )
+    scenes.add_argument(
+        "--stretch", type=_numbers(float), metavar="LOW,HIGH", help="percentiles (default: 2,98; 8 bits as they are)"
+    )
+    scenes.add_argument("--map", metavar="F.png", help="draw the scene with its tiles' captions")
     return parser.parse_args(words)
+
+
+def _numbers(kind: type) -> Callable[[str], tuple]:
+    """A parser of numbers with commas between them, named for argparse's messages."""
+
+    def parse(text: str) -> tuple:
+        return tuple(kind(part) for part in text.split(","))
+
+    parse.__name__ = "numbers with commas"
+    return parse
 
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
 
-import csv
-import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
+from heapq import nlargest
 from pathlib import Path
-from typing import TextIO
+from tempfile import TemporaryDirectory
 
 import torch
+from accelerate import PartialState
 
 from data.errors import UserError
 from data.files import check_writable, writing
 from data.images import IMAGE_SUFFIXES
-from data.loading import ImageFiles
+from data.loading import ImageFiles, Visuals
+from data.scenes import SceneTiles, Tiling, tile_names
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.devices import best_device, choose_precision
 from utils.files import one_line
 from utils.inference import caption_batch
 from utils.journal import Journal, Row
+from utils.outputs import FORMATS, PLACED, check_placed
 from utils.progress import track
 from utils.results import file_digest
+from utils.scene_map import draw_map
+from utils.search import Query
 from utils.visualize import Panel, attention_figure
 
 BATCH = 64  # images at a time
@@ -57,64 +90,127 @@ BATCH = 64  # images at a time
 
 def main(arguments: argparse.Namespace) -> None:
     """Caption every input; print, or write in the format that the suffix of --output names."""
-    output = Path(arguments.output) if arguments.output else None
+    output, picture, plan = (Path(x) if x else None for x in (arguments.output, arguments.attention, arguments.map))
     if output and output.suffix not in FORMATS:
         raise UserError(f"--output {output}: the suffix must be one of {', '.join(FORMATS)}")
-    picture = Path(arguments.attention) if arguments.attention else None
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and output is None:
+        raise UserError("several processes need --output F, where what each has made is put together")
     files = find_images(arguments.inputs)
-    for path in filter(None, (output, picture)):
+    for path in filter(None, (output, picture, plan)):
         check_writable(path)
     source = Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(source)
+    checkpoint.captioner.to(best_device())
     about = {"checkpoint_sha256": file_digest(source), **checkpoint.config.decoding.model_dump()}
-    journal = Journal(output, about) if output else None
-    left = [file for file in files if journal is None or file not in journal]
-    if len(left) < len(files):
-        print(f"going on after {len(files) - len(left)} of {len(files)} images", file=sys.stderr)
 
-    panels: list[Panel] = []
-    broken = []
-    for row in caption_files(checkpoint, left, journal, panels if picture else None):
-        if "error" in row:
-            broken.append(row["error"])
-            if len(files) > 1:
+    tiling = choose_tiling(arguments, checkpoint.preprocessing.size)
+    if tiling:
+        if plan and len(files) > 1:
+            raise UserError(f"--map {plan}: draws one scene, {len(files)} were given")
+        files = tile_names(files, tiling)
+        if output and output.suffix in PLACED:
+            check_placed(files, output)
+        about |= {"bands": list(tiling.bands or ()), "stretch": list(tiling.percentiles or ())}
+    query = None
+    if arguments.find:
+        query = Query(checkpoint.captioner, checkpoint.vocabulary, arguments.find, checkpoint.preprocessing.size)
+        about["find"] = arguments.find
+        if query.unknown and not rank:
+            print(f"--find: the checkpoint does not know {', '.join(query.unknown)}", file=sys.stderr)
+
+    with TemporaryDirectory() as scratch:
+        journal = Journal(output or Path(scratch) / "captions", about, rank)
+        mine = files[rank::world]
+        left = [file for file in mine if file not in journal]
+        if len(left) < len(mine):
+            print(f"going on after {len(mine) - len(left)} of {len(mine)} images", file=sys.stderr)
+        panels: list[Panel] = []
+        for row in caption_files(checkpoint, left, tiling, query, journal, panels if picture else None):
+            if "error" in row and len(files) > 1:
                 print(f"left out: {one_line(row['error'])}", file=sys.stderr)
-        elif journal is None:
-            print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
-    if len(broken) == len(files):
-        if journal:
+            elif output is None and not query and "caption" in row:
+                print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
+        if world > 1:
+            PartialState(cpu=best_device().type == "cpu").wait_for_everyone()
+            if rank:
+                return
+            journal.look_around(errors=True)
+
+        said, broken = 0, []
+        for row in journal.rows(files):
+            said += "caption" in row
+            broken += [row["error"]] if "error" in row else []
+        if not said:
             journal.remove()
-        raise UserError(broken[0] if len(files) == 1 else f"none of the {len(files)} images can be read")
-    if output and journal:
-        with writing(output) as name, open(name, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            FORMATS[output.suffix](journal.rows(files), file)
+            why = "have data" if tiling and not broken else "can be read"
+            raise UserError(broken[0] if len(broken) == len(files) == 1 else f"none of the {len(files)} images {why}")
+        if output:
+            with writing(output) as name:
+                FORMATS[output.suffix]((row for row in journal.rows(files) if "empty" not in row), name)
+        if query:
+            best = nlargest(
+                BEST, (row for row in journal.rows(files) if "caption" in row), key=lambda row: row["match"]
+            )
+            for row in best:
+                print(f"{row['match']:+.2f}  {one_line(row['file'])}: {one_line(row['caption'])}")
+        if plan and tiling:
+            draw_map(plan, Path(arguments.inputs[0]), tiling, [r for r in journal.rows(files) if "caption" in r])
+        if picture and panels:
+            attention_figure(picture, panels)
         journal.remove()
-    if picture and panels:
-        attention_figure(picture, panels)
-    if broken:
-        print(f"{len(files) - len(broken)} images captioned, {len(broken)} left out", file=sys.stderr)
+        if broken:
+            print(f"{said} images captioned, {len(broken)} left out", file=sys.stderr)
+
+
+def choose_tiling(arguments: argparse.Namespace, size: int) -> Tiling | None:
+    """How the inputs are cut into tiles; None where they are images as they are."""
+    geographic = Path(arguments.output or "").suffix in PLACED
+    about_tiles = (arguments.overlap, arguments.bands, arguments.stretch, arguments.map)
+    if not (arguments.tile or geographic):
+        if any(about_tiles):
+            raise UserError("--overlap, --bands, --stretch and --map are for scenes: add --tile PIXELS")
+        return None
+    if arguments.stretch and not (
+        len(arguments.stretch) == 2 and 0 <= arguments.stretch[0] < arguments.stretch[1] <= 100
+    ):
+        raise UserError(f"--stretch {arguments.stretch}: two rising percentiles are wanted, such as 2,98")
+    return Tiling(arguments.tile or size, arguments.overlap, arguments.bands, arguments.stretch)
 
 
 def caption_files(
-    checkpoint: Checkpoint, files: Sequence[str], journal: Journal | None, panels: list[Panel] | None
+    checkpoint: Checkpoint,
+    files: Sequence[str],
+    tiling: Tiling | None,
+    query: Query | None,
+    journal: Journal,
+    panels: list[Panel] | None,
 ) -> Iterator[Row]:
-    """A row for each image file, with its caption or with the error that it could not be read for.
+    """A row for each image or tile: its caption, the error that it could not be read for, or that it is empty.
 
     A batch's rows are in the journal before they are given out. The first `PICTURED` images are put into `panels`.
     """
-    captioner = checkpoint.captioner.to(best_device())
+    captioner = checkpoint.captioner
     precision = choose_precision("auto", best_device())
-    images = ImageFiles([Path(file) for file in files], checkpoint.preprocessing)
+    if tiling:
+        images: Visuals = SceneTiles(files, checkpoint.preprocessing, tiling)
+    else:
+        images = ImageFiles([Path(file) for file in files], checkpoint.preprocessing)
     starts = range(0, len(files), BATCH)
     for start in track(starts, len(starts), "captions"):
         rows: list[Row] = []
         read = []
         for place in range(start, min(start + BATCH, len(files))):
-            rows.append({"file": files[place]})
+            rows.append({"file": files[place]} | ({"match": None} if query else {}))
             try:
-                read.append((rows[-1], images.read([place])))
+                image = images.read([place])
             except UserError as error:
                 rows[-1]["error"] = str(error)
+                continue
+            if len(image):
+                read.append((rows[-1], image))
+            else:
+                rows[-1]["empty"] = True
         if read:
             visuals = torch.cat([image for _, image in read])
             found = caption_batch(
@@ -124,8 +220,10 @@ def caption_files(
                 row |= {"caption": beam[0].text, "score": round(beam[0].score, 4)}
                 if panels is not None and len(panels) < PICTURED:
                     panels.append(Panel(image[0].permute(1, 2, 0).numpy(), beam[0].words, beam[0].attention))
-        if journal:
-            journal.add(rows)
+            if query:
+                for (row, _), match in zip(read, query.match(visuals), strict=True):
+                    row["match"] = round(match, 4)
+        journal.add(rows)
         yield from rows
 
 
@@ -151,31 +249,6 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
 def _images(paths: Iterator[Path]) -> list[str]:
     return sorted(str(path) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
-def _write_json(rows: Iterator[Row], file: TextIO) -> None:
-    for i, row in enumerate(rows):
-        file.write(",\n  " if i else "[\n  ")
-        file.write(json.dumps(row, ensure_ascii=False))
-    file.write("\n]\n")
-
-
-def _write_lines(rows: Iterator[Row], file: TextIO) -> None:
-    for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_csv(rows: Iterator[Row], file: TextIO) -> None:
-    writer = csv.DictWriter(file, ("file", "caption", "score", "error"))
-    writer.writeheader()
-    writer.writerows(rows)
-
-
-FORMATS: dict[str, Callable[[Iterator[Row], TextIO], None]] = {
-    ".json": _write_json,
-    ".jsonl": _write_lines,
-    ".csv": _write_csv,
-}
 
 
 if __name__ == "__main__":

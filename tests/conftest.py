@@ -7,10 +7,18 @@ import pytest
 import torch
 from hypothesis import settings
 
+from data.transforms import Preprocessing
+from data.vocabulary import SPECIALS, Vocabulary
+from models.encoder import Encoder
+from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
+from utils.config import parse_config
+
 # New examples are for people, who can look at what is found; a gate must say the same thing twice. No deadlines: a busy
 # machine is no finding.
 settings.register_profile("nadir", derandomize=bool(os.environ.get("CI")), deadline=None)
 settings.load_profile("nadir")
+
+WORDS = ["a", "plane", "boat", "bridge", "river", "field", "many", "green", "two", "by", "the", "some"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +34,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes") / "data"
     write_dataset(root, 68, 17, 17, seed=0, size=96, processes=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captioner of random weights that sees 32 pixels: fast, and different images give different captions."""
+    path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
+    tree = {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}}
+    config = parse_config(tree | {"data": {"size": 32}, "decoding": {"beam_size": 2, "max_words": 5}}, "")
+    vocabulary = Vocabulary([*SPECIALS, *WORDS])
+    captioner = build_captioner(config.model, Encoder("resnet18"), len(vocabulary), 512)
+    save_checkpoint(path, Checkpoint(captioner, vocabulary, Preprocessing(32), config, {}))
+    return path

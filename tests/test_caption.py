@@ -16,26 +16,8 @@ from PIL import Image
 
 import caption
 from data.errors import UserError
-from data.transforms import Preprocessing
-from data.vocabulary import SPECIALS, Vocabulary
-from models.encoder import Encoder
-from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
-from utils.config import parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["a", "plane", "boat", "bridge", "river", "field", "many", "green", "two", "by", "the", "some"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captioner of random weights that sees 32 pixels: fast, and different images give different captions."""
-    path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
-    tree = {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}}
-    config = parse_config(tree | {"data": {"size": 32}, "decoding": {"beam_size": 2, "max_words": 5}}, "")
-    vocabulary = Vocabulary([*SPECIALS, *WORDS])
-    captioner = build_captioner(config.model, Encoder("resnet18"), len(vocabulary), 512)
-    save_checkpoint(path, Checkpoint(captioner, vocabulary, Preprocessing(32), config, {}))
-    return path
 
 
 def photos(folder: Path, count: int, broken: int = 0) -> list[Path]:

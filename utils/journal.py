@@ -4,6 +4,8 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +17,54 @@ Row = dict[str, Any]
 class Journal:
     """JSON lines beside the file that they are made for; `file in journal` tells whether its row is there.
 
-    The first line says what the rows depend on. A row with an `error` does not count, so that it is tried again; a last
-    line that was cut off is dropped. In memory is one number a row.
+    Several processes that share the work keep a file each, and each sees all rows that were there when it began. The
+    first line of a file says what the rows depend on. A row with an `error` does not count, so that it is tried again;
+    a last line that was cut off is dropped. In memory is one place a row.
 
     Args:
-        path: the finished file; the rows lie in `path` + ".partial".
+        path: the finished file; the rows lie in `path` + ".partial", with ".1", ".2", .. behind it for other processes.
         about: what the rows depend on. `UserError` where there are rows that depend on something else.
+        rank: of the process.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self.path = path.with_name(f"{path.name}.partial")
-        self._places: dict[str, int] = {}  # where each file's row begins
+    def __init__(self, path: Path, about: Mapping[str, Any], rank: int = 0) -> None:
+        self._shared = path.with_name(f"{path.name}.partial")
+        self.path = self._shared.with_name(f"{self._shared.name}.{rank}") if rank else self._shared
+        self._about = about
+        self._places: dict[str, tuple[Path, int]] = {}  # where each file's row begins
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as rows come)
-            end = self._read(about)
+            end = self._read(self.path)
             self._file.truncate(end)
             if not end:
                 self._append(about)
+            self.look_around()
         except OSError as error:
             raise self._failed(error) from None
 
-    def _read(self, about: Mapping[str, Any]) -> int:
-        """Find the rows that are there; returns where the last whole one ends."""
+    def look_around(self, errors: bool = False) -> None:
+        """Find the rows that other processes have made; with `errors` those that tell of an error, too."""
+        for path in self._all():
+            if path != self.path:
+                self._read(path, errors)
+
+    def _all(self) -> list[Path]:
+        others = self._shared.parent.glob(f"{escape(self._shared.name)}.[0-9]*")
+        return [self._shared, *sorted(others)] if self._shared.exists() else sorted(others)
+
+    def _read(self, path: Path, errors: bool = False) -> int:
+        """Find the rows in a file; returns where the last whole one ends."""
         end = 0
-        with open(self.path, "rb") as file:
+        with open(path, "rb") as file:
             for line in file:
                 row = _parsed(line)
                 if row is None:
                     break
-                if not end and row != about:
-                    raise UserError(f"{self.path}: made with another checkpoint or decoding; delete it to start again")
-                if end and "error" not in row:
-                    self._places[row["file"]] = end
+                if not end and row != self._about:
+                    raise UserError(f"{path}: made with another checkpoint or decoding; delete it to start again")
+                if end and ("error" not in row or (errors and row["file"] not in self._places)):
+                    self._places[row["file"]] = (path, end)
                 end += len(line)
         return end
 
@@ -58,7 +75,7 @@ class Journal:
         """Append rows; they are on the disk when this returns."""
         try:
             for row in rows:
-                self._places[row["file"]] = self._append(row)
+                self._places[row["file"]] = (self.path, self._append(row))
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from None
@@ -71,15 +88,18 @@ class Journal:
 
     def rows(self, files: Iterable[str]) -> Iterator[Row]:
         """The rows of these files, in this order."""
-        with open(self.path, "rb") as lines:
+        with ExitStack() as stack:
+            opened = {path: stack.enter_context(open(path, "rb")) for path in self._all()}
             for file in files:
-                lines.seek(self._places[file])
-                yield json.loads(lines.readline())
+                path, place = self._places[file]
+                opened[path].seek(place)
+                yield json.loads(opened[path].readline())
 
     def remove(self) -> None:
         """Forget the rows: the finished file is there."""
         self._file.close()
-        self.path.unlink()
+        for path in self._all():
+            path.unlink()
 
     def _failed(self, error: OSError) -> UserError:
         return UserError(

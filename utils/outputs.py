@@ -1,0 +1,163 @@
+"""Captions as files: JSON, JSON lines and CSV of images, and GeoJSON and GeoParquet of the tiles of scenes."""
+
+import csv
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.scenes import Scene, Tile, parse_tile_name
+from utils.journal import Row
+
+Ring = list[tuple[float, float]]
+ROWS = 10_000  # in a row group of parquet
+
+
+def write_json(rows: Iterator[Row], path: Path) -> None:
+    """One list of objects."""
+    with _text(path) as file:
+        for i, row in enumerate(rows):
+            file.write(",\n  " if i else "[\n  ")
+            file.write(json.dumps(row, ensure_ascii=False))
+        file.write("\n]\n")
+
+
+def write_lines(rows: Iterator[Row], path: Path) -> None:
+    """An object a line."""
+    with _text(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_csv(rows: Iterator[Row], path: Path) -> None:
+    """A line a row; with a column `match` where the first row has one."""
+    first = next(rows)
+    columns = ["file", "caption", "score", *(["match"] if "match" in first else []), "error"]
+    with _text(path) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(chain([first], rows))
+
+
+def write_geojson(rows: Iterator[Row], path: Path) -> None:
+    """A feature collection (RFC 7946): each tile a polygon in WGS84, longitude first, counterclockwise.
+
+    A tile that crosses the antimeridian is cut there into a multi-polygon (section 3.1.9).
+    """
+    from rasterio.warp import transform_geom
+
+    with _text(path) as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        separator = "\n"
+        for scene, group in _by_scene(rows):
+            while part := list(islice(group, ROWS)):
+                polygons = [{"type": "Polygon", "coordinates": [scene.outline(tile)]} for tile, _ in part]
+                # antimeridian_cutting is always on since GDAL 2.2
+                placed = transform_geom(scene.crs, "OGC:CRS84", polygons, precision=7)
+                for (tile, row), geometry in zip(part, placed, strict=True):
+                    properties = _properties(row, scene, tile)
+                    feature = {"type": "Feature", "properties": properties, "geometry": _counterclockwise(geometry)}
+                    file.write(separator + json.dumps(feature, ensure_ascii=False))
+                    separator = ",\n"
+        file.write("\n]}\n")
+
+
+def write_geoparquet(rows: Iterator[Row], path: Path) -> None:
+    """GeoParquet 1.1: each tile a WKB polygon in its scene's coordinate system, counterclockwise."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text, number, whole = pyarrow.string(), pyarrow.float32(), pyarrow.int32()
+    kinds = {"scene": text, "x": whole, "y": whole, "width": whole, "height": whole, "caption": text, "score": number}
+    kinds |= {"confidence": number, "match": number, "error": text, "geometry": pyarrow.binary()}
+    writer = None
+    try:
+        for scene, group in _by_scene(rows):
+            if writer is None:
+                column = {
+                    "encoding": "WKB",
+                    "geometry_types": ["Polygon"],
+                    "crs": scene.crs.to_dict(projjson=True),
+                    "orientation": "counterclockwise",
+                }
+                geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+                schema = pyarrow.schema(kinds, metadata={"geo": json.dumps(geo)})
+                writer = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
+            while part := list(islice(group, ROWS)):
+                table = [_properties(row, scene, tile) | {"geometry": _wkb(scene.outline(tile))} for tile, row in part]
+                writer.write_table(pyarrow.Table.from_pylist(table, schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+FORMATS: dict[str, Callable[[Iterator[Row], Path], None]] = {
+    ".json": write_json,
+    ".jsonl": write_lines,
+    ".csv": write_csv,
+    ".geojson": write_geojson,
+    ".parquet": write_geoparquet,
+}
+PLACED = (".geojson", ".parquet")  # formats that need to know where on Earth a tile lies
+
+
+def check_placed(names: Iterable[str], output: Path) -> None:
+    """`UserError` where tiles cannot be written to `output` for want of one known coordinate system."""
+    found: dict[str, Path] = {}
+    for path in dict.fromkeys(path for path, tile in map(parse_tile_name, names) if tile):
+        scene = Scene(path)
+        scene.close()
+        if scene.crs is None or scene.transform.is_identity:
+            raise UserError(
+                f"{path}: does not say where on Earth it lies; write .json or .csv, or place it with gdal_edit -a_srs"
+            )
+        found.setdefault(scene.crs.to_wkt(), path)
+    if len(found) > 1 and output.suffix == ".parquet":
+        one, other, *_ = found.values()
+        raise UserError(f"{output}: holds one coordinate system, {one} and {other} have two; write .geojson")
+    if not found:
+        raise UserError(f"{output}: needs scenes that can be read; write .json or .csv")
+
+
+def _text(path: Path) -> Any:
+    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def _by_scene(rows: Iterator[Row]) -> Iterator[tuple[Scene, Iterator[tuple[Tile, Row]]]]:
+    """The scenes, opened, with the tiles of each; rows that belong to no tile are left out."""
+    for path, group in groupby(rows, lambda row: parse_tile_name(row["file"])[0]):
+        tiles = ((tile, row) for row in group if (tile := parse_tile_name(row["file"])[1]))
+        if (first := next(tiles, None)) is None:
+            continue
+        scene = Scene(path)
+        yield scene, chain([first], tiles)
+        scene.close()
+
+
+def _properties(row: Row, scene: Scene, tile: Tile) -> Row:
+    """What is said of a tile; confidence is the geometric mean of its words' probabilities."""
+    about: Row = {"scene": scene.path.name, **tile._asdict()}
+    about |= {key: value for key, value in row.items() if key != "file"}
+    if "score" in row:
+        about["confidence"] = round(math.exp(row["score"]), 4)
+    return about
+
+
+def _wkb(ring: Ring) -> bytes:
+    """A polygon of one ring as little-endian well-known binary."""
+    return struct.pack("<BIII", 1, 3, 1, len(ring)) + b"".join(struct.pack("<dd", *point) for point in ring)
+
+
+def _counterclockwise(geometry: dict[str, Any]) -> dict[str, Any]:
+    """A GeoJSON polygon or multi-polygon with its outer rings counterclockwise."""
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    turned = [[ring if _area(ring) > 0 else ring[::-1] for ring in polygon] for polygon in polygons]
+    return {"type": geometry["type"], "coordinates": turned[0] if geometry["type"] == "Polygon" else turned}
+
+
+def _area(ring: Sequence[Sequence[float]]) -> float:
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring)) / 2

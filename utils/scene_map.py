@@ -1,0 +1,70 @@
+"""A picture of a scene with what its tiles were captioned."""
+
+import io
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.files import write_whole
+from data.scenes import Tiling, parse_tile_name
+from utils.journal import Row
+
+SIDE = 1400  # pixels of the scene's longer side in the picture
+NAMED = 12  # captions that have a colour of their own, the most frequent
+READABLE = 110  # pixels that a tile needs to hold its caption
+
+
+def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> None:
+    """Draw a scene and the outlines of the tiles of `rows`, with each tile's caption in it where there is room.
+
+    Where there is none, a legend names the most frequent captions, each with its number and the colour of its tiles;
+    the other tiles are grey. Where rows have a `match` (of `--find`), tiles that match better than no image would are
+    framed by how well: from yellow to red, the best one thickest.
+
+    Raises:
+        UserError: the scene cannot be read or the picture not written.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
+    scene = tiling.open(source)
+    overview = scene.overview(SIDE)
+    scale = overview.shape[1] / scene.width
+    scene.close()
+    counts = Counter(row["caption"] for row in rows)
+    readable = tiling.size * scale >= READABLE
+    named = [] if readable else [caption for caption, _ in counts.most_common(NAMED)]
+    colours = {caption: colormaps["tab20"](2 * i % 20 + i // 10) for i, caption in enumerate(named)}
+    best = max([row["match"] for row in rows if "match" in row], default=0)
+
+    legend = 0.24 * (len(named) + 2) if named else 0.0
+    wide, high = max(6.0, overview.shape[1] / 100), overview.shape[0] / 100
+    figure = Figure(figsize=(wide, high + legend), dpi=100)
+    axes = figure.add_axes((0, legend / (high + legend), 1, high / (high + legend)))
+    axes.set_axis_off()
+    axes.imshow(overview)
+    for row in rows:
+        tile = parse_tile_name(row["file"])[1]
+        if tile is None:
+            continue
+        x, y, width, height = (value * scale for value in tile)
+        colour, line = colours.get(row["caption"], "white" if readable else "lightgrey"), 1.5
+        if "match" in row:
+            share = max(0.0, row["match"]) / max(best, 1e-9)
+            colour, line = (colormaps["YlOrRd"](share), 1 + 5 * share) if share else ("grey", 0.5)
+        corner = (x + line / 2, y + line / 2)
+        axes.add_patch(Rectangle(corner, width - line, height - line, fill=False, edgecolor=colour, linewidth=line))
+        if readable:
+            words = textwrap.wrap(row["caption"], max(12, int(width / 7.5)))[: max(1, int(height / 20))]
+            box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2}
+            axes.text(x + 8, y + 8, "\n".join(words), color="white", fontsize=8, va="top", bbox=box)
+    if named and not best:
+        handles = [Patch(color=colour, label=f"{counts[text]} × {text}") for text, colour in colours.items()]
+        if others := len(rows) - sum(counts[text] for text in named):
+            handles.append(Patch(color="lightgrey", label=f"{others} × another caption"))
+        figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
