@@ -29,11 +29,13 @@ if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
     CONFIG = run_program(lambda: load_config(ARGUMENTS))
 
+import copy
 import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -51,11 +53,14 @@ from loss import LossFactory, LossResult, build_loss
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
+    load_init,
     load_state,
     save_checkpoint,
     save_state,
 )
 from utils.devices import best_device, choose_precision, keep_freed_memory
+from utils.guides import TARGET as GUIDES
+from utils.guides import Guides
 from utils.heads import HEADS, score_heads
 from utils.heads import OUT as HEADS_OUT
 from utils.heads import TARGET as HEADS_TARGET
@@ -69,8 +74,8 @@ from utils.sources import frozen_features, image_files, open_dataset, preprocess
 from utils.tracking import Tracker
 
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
-OUT = ("pred", "attention", "region_count", *HEADS_OUT)
-TARGET = ("target", "weight", "token_count", "caption_count", *HEADS_TARGET)
+OUT = ("pred", "policy", "attention", "region_count", *HEADS_OUT)
+TARGET = ("target", "weight", "mask", "token_count", "caption_count", *HEADS_TARGET)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -90,8 +95,10 @@ def main(config: Config, resume: bool) -> None:
         criteria = build_loss(config.model_dump(), class_dim=-1)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.losses: {error}") from None
-    if problems := criteria.missing(OUT, TARGET):
-        raise UserError(f"model.losses: {'; '.join(problems)}")
+    guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
+    if problems := criteria.missing(OUT, (*TARGET, *guided)):
+        ways = [f"; train.{option} brings {key}" for key, option in GUIDES.items() if key in str(problems)]
+        raise UserError(f"model.losses: {'; '.join(problems)}{''.join(ways)}")
     device = best_device()
     keep_freed_memory()
     precision = choose_precision(config.train.precision, device)
@@ -103,7 +110,13 @@ def main(config: Config, resume: bool) -> None:
     # Data: annotations, words, and what the decoder will look at.
     with accelerator.main_process_first():
         dataset = open_dataset(config)
-        encoder = load_encoder(config.model.encoder.name, config.model.encoder.weights).to(accelerator.device)
+        init = load_init(Path(config.train.init), config.model) if config.train.init else None
+        known = (
+            load_encoder(config.model.encoder.name, config.model.encoder.weights)
+            if init is None
+            else init.captioner.encoder
+        )
+        encoder = copy.deepcopy(known).to(accelerator.device)
         images = {split: dataset.split(split) for split in ("train", "val")}
         visuals: dict[str, Visuals] = {}
         for split in images:
@@ -113,7 +126,7 @@ def main(config: Config, resume: bool) -> None:
                 views = config.data.views if split == "train" else 1
                 visuals[split] = frozen_features(config, dataset, images[split], encoder, precision, views)
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
-    vocabulary = Vocabulary.build(words, config.data.min_count)
+    vocabulary = init.vocabulary if init else Vocabulary.build(words, config.data.min_count)
     _, channels = encoder.output_shape(config.data.size)
     asked = [name for name in HEADS if name in criteria.heads]
     heads = {name: HEADS[name](config.model.heads, images["train"], channels) for name in asked}
@@ -125,6 +138,9 @@ def main(config: Config, resume: bool) -> None:
     set_seed(config.seed)
     modules = {name: head.module for name, head in heads.items()}
     captioner = build_captioner(config.model, encoder, len(vocabulary), channels, modules).to(accelerator.device)
+    if init:
+        captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
+    guides = Guides(config, criteria, captioner, init, dataset, batches, vocabulary, precision)
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -160,8 +176,9 @@ def main(config: Config, resume: bool) -> None:
             rate = learning_rate(progress.step, total, config.train.warmup)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
-            group_of_batches = [b for _, b in zip(range(accumulation), stream, strict=False)]
-            terms = train_step(model, criteria, optimizer, group_of_batches, accelerator, config.train.clip)
+            group = [guides(b.to(accelerator.device), epoch) for _, b in zip(range(accumulation), stream, strict=False)]
+            for _ in range(config.train.updates):
+                terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
             progress.step += 1
             if progress.step % config.train.log_every == 0:
                 values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
@@ -231,14 +248,14 @@ def train_step(
     # the gradients of processes are averaged, too
     token_count, caption_count, image_count = accelerator.reduce(counts, "mean")
     terms: dict[str, Tensor] = {}
-    for i, cpu_batch in enumerate(batches):
-        batch = cpu_batch.to(accelerator.device)
+    for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
             with accelerator.autocast():
                 output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of)
             result = criteria(
                 {
                     "pred": output.logits,
+                    "policy": output.logits,
                     "attention": output.attention,
                     "region_count": output.attention.shape[-1],
                     **output.heads,
@@ -246,15 +263,19 @@ def train_step(
                 {
                     "target": batch.words,
                     "weight": batch.weight,
+                    "mask": batch.mask,
                     "token_count": token_count,
                     "caption_count": caption_count,
                     **{k: {**v, "share": len(batch.rows) / image_count} for k, v in batch.targets.items()},
+                    **batch.guides,
                 },
             )
             stop_unless_finite(result.total, "loss", log_terms(result))
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():
             terms[name] = terms[name] + value if name in terms else value
+    if "reward" in batches[0].guides:
+        terms["train/reward"] = torch.stack([batch.guides["reward"] for batch in batches]).mean()
     terms["train/gradient"] = accelerator.clip_grad_norm_(model.parameters(), clip)
     if accelerator.scaler is None:  # a scaler skips such a step and lowers its scale
         stop_unless_finite(terms["train/gradient"], "gradient", terms)

@@ -48,7 +48,7 @@ class Batch:
 
     `tokens` [P, T + 1] int64 run from `<start>` to `<end>` and are padded with `<pad>`; `image_of` [P] says which of
     the B images a caption is of; `weight` [P] float32 how often it stands in the annotations; `targets` what each
-    head should give.
+    head should give; `guides` what criteria read beside it, over anything of the same name (utils/guides.py).
     """
 
     visuals: Tensor
@@ -57,6 +57,7 @@ class Batch:
     image_of: Tensor
     weight: Tensor
     targets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    guides: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -75,9 +76,14 @@ class Batch:
         return target.masked_fill(target == PAD, IGNORE)
 
     @property
+    def mask(self) -> Tensor:
+        """How often each word to predict counts, float32 [P, T]: as often as its caption, 0 where there is none."""
+        return (self.tokens[:, 1:] != PAD) * self.weight[:, None]
+
+    @property
     def word_count(self) -> float:
         """Words to predict, each caption as often as it stands in the annotations."""
-        return float(((self.tokens[:, 1:] != PAD).sum(1) * self.weight).sum())
+        return float(self.mask.sum())
 
     @property
     def caption_count(self) -> float:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -125,6 +125,12 @@ class LossFactory(nn.Module):
         self.losses = nn.ModuleList(
             make_loss(criterion, entry, offered) for criterion, entry in zip(self.criteria, losses, strict=True)
         )
+
+    @property
+    def reads(self) -> set[str]:
+        """Everything that a loss reads of the captioner, as "out.key" or "target.key", needed or not."""
+        captions = (loss for loss, head in zip(self.losses, self.heads, strict=True) if head is None)
+        return {path.removesuffix("?") for loss in captions for path in cast(Any, loss).reads.values()}
 
     def missing(self, out_keys: Iterable[str], target_keys: Iterable[str]) -> list[str]:
         """Return one line for each loss that needs what is not among the keys of ``out`` and ``target``.

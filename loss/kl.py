@@ -165,6 +165,8 @@ class PolicyKLLoss(nn.Module):
 
     Shape:
         - old, new: logits [..., A], or pairs (mu, log_std) of tensors that broadcast to [..., A].
+        - mask: bool or numbers [...], the states that count, and how often.
+        - token_count: the number of states to divide by instead of the mask's sum, for a part of a batch.
         - output: scalar, or [...] with reduction "none".
 
     Raises:
@@ -181,7 +183,12 @@ class PolicyKLLoss(nn.Module):
         tensor(0.5000)
     """
 
-    reads: ClassVar[dict[str, str]] = {"old": "target.old_policy", "new": "out.policy"}
+    reads: ClassVar[dict[str, str]] = {
+        "old": "target.old_policy",
+        "new": "out.policy",
+        "mask": "target.mask?",
+        "token_count": "target.token_count?",
+    }
 
     def __init__(self, direction: str = "old_new", reduction: str = "mean") -> None:
         super().__init__()
@@ -190,7 +197,14 @@ class PolicyKLLoss(nn.Module):
         self.direction = direction
         self.reduction = reduction
 
-    def forward(self, old: Tensor | Gaussian, new: Tensor | Gaussian) -> Tensor:
+    def forward(
+        self,
+        old: Tensor | Gaussian,
+        new: Tensor | Gaussian,
+        mask: Tensor | None = None,
+        *,
+        token_count: Tensor | float | None = None,
+    ) -> Tensor:
         """Return the loss; see the class."""
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             check_same_shape(old, new)
@@ -202,7 +216,10 @@ class PolicyKLLoss(nn.Module):
             check_same_shape(old[0], new[0])
             pairs = [upcast(x).detach() for x in old], [upcast(x) for x in new]
             values = gaussian_kl(*pairs if self.direction == "old_new" else pairs[::-1])
-        return reduce(values.sum(-1), self.reduction)
+        values = values.sum(-1)
+        if mask is not None:
+            check_same_shape(mask, values)
+        return reduce(values, self.reduction, mask, token_count)
 
 
 class RLHFKLLoss(nn.Module):
@@ -229,6 +246,7 @@ class RLHFKLLoss(nn.Module):
         - policy_logits, ref_logits: [B, T, V] ([..., V]), for "full"; or
         - logprobs, ref_logprobs: log-probabilities [B, T] of the sampled tokens.
         - mask: bool or numbers [B, T], the tokens that count; what stands at the others may be -inf.
+        - token_count: the number of tokens to divide by instead of the mask's sum, for a part of a batch.
         - output: scalar.
 
     Raises:
@@ -248,6 +266,7 @@ class RLHFKLLoss(nn.Module):
         "policy_logits": "out.pred",
         "ref_logits": "target.ref_logits",
         "mask": "target.mask?",
+        "token_count": "target.token_count?",
     }
 
     def __init__(self, beta: float = 0.1, estimator: str = "full", direction: str = "ref_policy") -> None:
@@ -262,6 +281,7 @@ class RLHFKLLoss(nn.Module):
                 "logprobs": "out.logprobs",
                 "ref_logprobs": "target.ref_logprobs",
                 "mask": "target.mask?",
+                "token_count": "target.token_count?",
             }
 
     def forward(
@@ -272,6 +292,7 @@ class RLHFKLLoss(nn.Module):
         *,
         logprobs: Tensor | None = None,
         ref_logprobs: Tensor | None = None,
+        token_count: Tensor | float | None = None,
     ) -> Tensor:
         """Return the loss of (policy_logits, ref_logits, mask), or of (logprobs, ref_logprobs, mask)."""
         policy, ref = upcast(either(policy_logits, logprobs)), upcast(either(ref_logits, ref_logprobs))
@@ -280,15 +301,15 @@ class RLHFKLLoss(nn.Module):
             check_same_shape(mask, policy[..., 0] if self.estimator == "full" else policy)
         if self.estimator == "full":
             pair = (ref, policy) if self.direction == "ref_policy" else (policy, ref)
-            return self.beta * reduce(categorical_kl(*pair).sum(-1), "mean", mask)
+            return self.beta * reduce(categorical_kl(*pair).sum(-1), "mean", mask, token_count)
         r = ref - policy
         if mask is not None:  # not by a product afterwards: the r of two -inf is NaN
             r = torch.where(mask if mask.dtype == torch.bool else mask != 0, r, 0.0)
         forms = {"k1": lambda: -r, "k2": lambda: 0.5 * r.square(), "k3": lambda: torch.expm1(r) - r}
         values = forms[self.estimator]()
         if mask is not None and mask.dtype == torch.bool:  # what r is masked to already counts as 0
-            return self.beta * reduce(values, "mean", divisor=mask.sum())
-        return self.beta * reduce(values, "mean", mask)
+            return self.beta * reduce(values, "mean", divisor=mask.sum() if token_count is None else token_count)
+        return self.beta * reduce(values, "mean", mask, token_count)
 
 
 class AlignmentKLLoss(nn.Module):

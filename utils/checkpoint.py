@@ -7,6 +7,7 @@ preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, o
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+def load_init(path: Path, model: ModelConfig) -> Checkpoint:
+    """The checkpoint that a run of `model` begins with; `UserError` where encoder or decoder differ from it."""
+    init = load_checkpoint(path)
+    for part in ("encoder.name", "decoder.width"):
+        had, wanted = (attrgetter(part)(which) for which in (init.config.model, model))
+        if had != wanted:
+            raise UserError(f"{path}: trained with model.{part}={had}, not {wanted}; begin with the same")
+    return init
 
 
 def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -101,6 +101,13 @@ class ModelConfig(Section):
     ]
 
 
+class RewardConfig(Section):
+    """Self-critical training: in place of the annotated captions, samples that are weighted by CIDEr-D gained."""
+
+    samples: Annotated[int, Field(ge=2)] = 5  # captions an image
+    baseline: Literal["mean", "greedy"] = "mean"  # what is gained on: the other samples' mean, or the greedy caption
+
+
 class TrainConfig(Section):
     """The loop."""
 
@@ -114,6 +121,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     patience: Count = 5  # epochs without a better CIDEr on val before it stops
     log_every: Count = 20  # steps
+    init: str | None = None  # checkpoint to begin with, encoder and words included; target.ref_logits are its logits
+    teachers: list[str] = []  # checkpoints whose mean probabilities are target.teacher_logits
+    reward: RewardConfig | None = None  # for losses that weigh captions: cross_entropy without label smoothing
+    updates: Count = 1  # steps made with the same batches and samples
 
 
 class DecodingConfig(Section):
@@ -258,5 +269,6 @@ def recipe_of(dataset: str | None) -> Path:
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in location[:-1]:
-        model = model.model_fields[part].annotation
+        kind = model.model_fields[part].annotation
+        model = next((inner for inner in get_args(kind) if hasattr(inner, "model_fields")), kind)
     return list(model.model_fields)

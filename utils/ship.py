@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("destination", type=Path)
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.source)
-    config = checkpoint.config.model_copy(update={"data_root": None, "output_dir": None})
+    train = checkpoint.config.train.model_copy(update={"init": None, "teachers": []})
+    config = checkpoint.config.model_copy(update={"data_root": None, "output_dir": None, "train": train})
     save_checkpoint(arguments.destination, replace(checkpoint, config=config), torch.float16)
 
 

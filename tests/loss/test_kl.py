@@ -226,6 +226,28 @@ def test_rlhf_masked_positions_may_be_minus_infinity(estimator: str, dtype: torc
     assert gradient(policy)[0, 1:].eq(0).all()
 
 
+@pytest.mark.parametrize("estimator", ["full", "k2", "k3"])
+def test_anchors_count_words_as_often_as_their_mask_says_and_parts_add_up(estimator: str) -> None:
+    shape = (2, 3, 5) if estimator == "full" else (2, 3)
+    new, old = numbers(*shape), numbers(*shape, seed=1).detach()
+    times = torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
+    repeated = [new[0, 0], new[0, 0], new[0, 1], *[new[1, 0]] * 3], [old[0, 0], old[0, 0], old[0, 1], *[old[1, 0]] * 3]
+    names = ("policy_logits", "ref_logits") if estimator == "full" else ("logprobs", "ref_logprobs")
+    rlhf = RLHFKLLoss(estimator=estimator)
+
+    def anchored(a: Tensor, b: Tensor, mask: Tensor | None = None, **more: float) -> Tensor:
+        return rlhf(**dict(zip(names, (a, b), strict=True)), mask=mask, **more)
+
+    losses: list[Callable[..., Tensor]] = [anchored]
+    if estimator == "full":
+        losses.append(lambda a, b, mask=None, **more: PolicyKLLoss()(b, a, mask, **more))
+    for loss in losses:
+        whole = loss(new, old, times)
+        torch.testing.assert_close(whole, loss(*(torch.stack(x)[None] for x in repeated)))
+        parts = [loss(new[i : i + 1], old[i : i + 1], times[i : i + 1], token_count=6.0) for i in range(2)]
+        torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
 def test_rlhf_k1_and_k3_estimate_policy_ref_and_k1s_gradient_is_0_in_the_mean() -> None:
     policy, ref = numbers(4), numbers(4, seed=1).detach()
     p, log_ref = policy.softmax(-1), ref.log_softmax(-1)

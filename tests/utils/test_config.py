@@ -54,6 +54,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
         ("dataset=COCO", "dataset"),
         ("train=3", "train"),
         ("seed.epochs=3", "unknown|not a section|seed"),
+        ("train.reward.sample=3", "unknown key train.reward.sample; known are samples, baseline"),
         ("train.epochs", "write section.key=value"),
         ("train.epochs=[", "not a YAML value"),
     ],

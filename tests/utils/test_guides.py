@@ -1,0 +1,241 @@
+"""Guides: advantages and teachers against naive loops, and training by them against training without."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+import train
+from data.annotations import AnnotatedImage
+from data.errors import UserError
+from data.loading import Batch, BatchKey, CaptionBatches
+from data.vocabulary import Vocabulary
+from loss import build_loss
+from models.captioner import Captioner
+from models.decoder import Decoder
+from models.decoding import greedy
+from models.encoder import Encoder
+from models.tokens import END, PAD, START
+from utils.cider_reward import CiderReward
+from utils.config import RewardConfig, load_config
+from utils.guides import Rewards, Teachers, next_words
+
+PHRASES = [
+    "a red plane",
+    "two boats near a pier",
+    "a long bridge over the river",
+    "some green trees",
+    "many white cars",
+]
+IMAGES = [AnnotatedImage(i, f"{i}.png", "train", (p, p, f"there is {p}")) for i, p in enumerate(PHRASES)]
+VOCABULARY = Vocabulary.build([c.split() for image in IMAGES for c in image.captions], 1)
+KEY = BatchKey(0, [0, 1, 2, 3, 4])
+
+
+class Features:
+    """Random features, each row's own."""
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        return torch.stack([torch.randn(4, 512, generator=torch.Generator().manual_seed(row)) for row in rows])
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(True)
+    return Accelerator(cpu=True, mixed_precision="no")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder("resnet18")
+
+
+@pytest.fixture
+def batches() -> CaptionBatches:
+    return CaptionBatches(IMAGES, Features(), VOCABULARY, 12)
+
+
+def captioner(encoder: Encoder, seed: int = 0) -> Captioner:
+    torch.manual_seed(seed)
+    return Captioner(encoder, Decoder(len(VOCABULARY), 512, 24, 0.0))
+
+
+def steps(
+    model: Captioner, losses: list[dict], make: list[Batch] | Rewards, accelerator: Accelerator, n: int, lr: float
+) -> list[dict[str, torch.Tensor]]:
+    """Train for `n` steps; where `make` are rewards, on a batch that is sampled anew each time."""
+    criteria = build_loss(losses, class_dim=-1)
+    optimizer = torch.optim.Adam(model.decoder.parameters(), lr=lr)
+    log = []
+    for _ in range(n):
+        batch = make(CaptionBatches(IMAGES, Features(), VOCABULARY, 12)[KEY]) if isinstance(make, Rewards) else make[0]
+        log.append(train.train_step(model.train(), criteria, optimizer, [batch], accelerator, clip=5.0))
+    return log
+
+
+@pytest.fixture
+def warm(encoder: Encoder, batches: CaptionBatches, accelerator: Accelerator) -> Captioner:
+    """A captioner after some steps of cross-entropy: it says words, and seldom the right ones."""
+    model = captioner(encoder)
+    steps(model, [{"criterion": "cross_entropy"}], [batches[KEY]], accelerator, 12, 1e-2)
+    return model
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_rewards_are_those_of_a_naive_loop(warm: Captioner, batches: CaptionBatches, baseline: str) -> None:
+    rewards = Rewards(warm, batches, RewardConfig(samples=6, baseline=baseline), 12, "fp32")  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    batch = rewards(batches[KEY])
+    references = {i: [[*c.split(), "."] for c in image.captions] for i, image in enumerate(IMAGES)}
+    cider = CiderReward(references)  # on words, where the code scores numbers
+    said = [
+        (int(i), [VOCABULARY.words[t] for t in row[1:] if t not in (PAD, END)], int(times))
+        for row, i, times in zip(batch.tokens, batch.image_of, batch.weight, strict=True)
+    ]
+    assert batch.tokens[:, 0].eq(START).all() and batch.tokens.eq(END).sum(1).eq(1).all()
+    assert all(sum(times for image, _, times in said if image == i) == 6 for i in range(5))
+    assert len({(i, *words) for i, words, _ in said}) == len(said) < 30  # copies are one caption
+    r = [float(cider([[*words, "."]], [i])[0]) for i, words, _ in said]
+    plain = greedy(warm.decoder, warm.regions(batches[KEY].visuals), 12)
+    for p, (image, _, times) in enumerate(said):
+        if baseline == "greedy":
+            words = [VOCABULARY.words[t] for t in plain[image].tokens]
+            b = float(cider([[*words, "."]], [image])[0])
+        else:
+            others = [r[q] for q, (i, _, n) in enumerate(said) if i == image for _ in range(n - (q == p))]
+            b = sum(others) / 5
+        assert float(batch.guides["weight"][p]) == pytest.approx(times * (r[p] - b), abs=1e-5)
+    everything = sum(x * times for x, (_, _, times) in zip(r, said, strict=True)) / 30
+    assert float(batch.guides["reward"]) == pytest.approx(everything, abs=1e-5)
+
+
+def test_the_step_is_the_policy_gradient(warm: Captioner, batches: CaptionBatches, accelerator: Accelerator) -> None:
+    batch = Rewards(warm, batches, RewardConfig(samples=4), 12, "fp32")(batches[KEY])
+    naive = copy.deepcopy(warm)
+    total, words = torch.zeros(()), 0
+    for row, image, times, gained in zip(
+        batch.tokens, batch.image_of, batch.weight, batch.guides["weight"], strict=True
+    ):
+        length = int((row != PAD).sum()) - 1
+        regions = naive.regions(batch.visuals[image : image + 1])
+        state = naive.decoder.start(regions)
+        log_p = torch.zeros(())
+        for t in range(length):
+            logits, state, _ = naive.decoder.step(regions, state, row[t : t + 1])
+            log_p = log_p + logits.log_softmax(-1)[0, row[t + 1]]
+        total, words = total - gained * log_p, words + int(times) * length
+    (total / words).backward()
+
+    before = copy.deepcopy(warm.decoder.state_dict())
+    optimizer = torch.optim.SGD(warm.decoder.parameters(), lr=1.0)
+    criteria = build_loss([{"criterion": "cross_entropy"}], class_dim=-1)
+    train.train_step(warm.train(), criteria, optimizer, [batch], accelerator, clip=1e9)
+    for name, parameter in naive.decoder.named_parameters():
+        moved = before[name] - warm.decoder.state_dict()[name]
+        # float32 differences of parameters of size 1
+        torch.testing.assert_close(moved, parameter.grad, atol=2e-6, rtol=1e-4, msg=name)
+
+
+class Anchored(Rewards):
+    """Rewards whose batches also say what `anchor` would."""
+
+    anchor: Teachers
+
+    def __call__(self, batch: Batch) -> Batch:
+        batch = super().__call__(batch)
+        batch.guides["ref_logits"] = self.anchor(batch, 0)
+        return batch
+
+
+def test_reward_rises_and_the_anchor_holds(warm: Captioner, batches: CaptionBatches, accelerator: Accelerator) -> None:
+    """Self-critical steps raise the CIDEr-D of samples; with `rlhf_kl` they end nearer to where they began."""
+    far = {}
+    for beta in (0.0, 1.0):
+        model = copy.deepcopy(warm)
+        rewards = Anchored(model, batches, RewardConfig(samples=8), 12, "fp32")
+        rewards.anchor = Teachers([copy.deepcopy(warm)], [None], torch.device("cpu"), "fp32")
+        losses: list[dict] = [
+            {"criterion": "cross_entropy"},
+            {"criterion": "rlhf_kl", "beta": beta, "direction": "policy_ref"},
+        ]
+        torch.manual_seed(0)
+        reward = [float(terms["train/reward"]) for terms in steps(model, losses, rewards, accelerator, 50, 1e-2)]
+        before, after = sum(reward[:5]), sum(reward[-5:])
+        ref, now = (next_words(m, batches[KEY], "fp32").log_softmax(-1) for m in (warm, model))
+        far[beta] = float((now.exp() * (now - ref)).sum(-1).mean())
+    assert after > 1.5 * before
+    assert far[1.0] < 0.5 * far[0.0]
+
+
+def test_teachers_speak_as_the_mean_of_their_probabilities(encoder: Encoder, batches: CaptionBatches) -> None:
+    models = [captioner(encoder, seed) for seed in range(3)]
+    batch = batches[KEY]
+    given = Teachers(models, [None, Features(), None], torch.device("cpu"), "fp32")(batch, 0).softmax(-1)
+    naive = torch.stack(
+        [m(batch.visuals, batch.tokens[:, :-1], batch.image_of).logits.softmax(-1) for m in models]
+    ).mean(0)
+    torch.testing.assert_close(given, naive)
+
+
+def test_a_student_without_words_learns_its_teacher(
+    encoder: Encoder, batches: CaptionBatches, accelerator: Accelerator
+) -> None:
+    """Distillation alone, its words never seen as labels, brings the student's words to the teacher's."""
+    teacher, student = captioner(encoder), captioner(encoder, 1)
+    steps(teacher, [{"criterion": "cross_entropy"}], [batches[KEY]], accelerator, 60, 1e-2)
+    batch = batches[KEY]
+    batch.guides["teacher_logits"] = Teachers([teacher], [None], torch.device("cpu"), "fp32")(batch, 0)
+
+    def agreement() -> float:
+        words = batch.words != -100
+        said = [next_words(m, batch, "fp32").argmax(-1)[words] for m in (teacher, student)]
+        return float((said[0] == said[1]).float().mean())
+
+    untaught = agreement()
+    steps(student, [{"criterion": "kl_distillation", "temperature": 2.0}], [batch], accelerator, 60, 1e-2)
+    assert untaught < 0.3 < 0.9 < agreement()
+
+
+def call(*words: str | Path) -> None:
+    arguments = train.parse_arguments(list(map(str, words)))
+    train.main(load_config(arguments), arguments.resume)
+
+
+def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    shared: list[str | Path] = [
+        "--data-root",
+        scenes,
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.size=64",
+        "train.batch_size=16",
+    ]
+    shared += ["train.precision=fp32", "decoding.method=greedy", "model.decoder.width=24", "train.log_every=1"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    call(*shared, "--output-dir", first, "--epochs", "2", "train.lr=1e-2")
+    critical: list[str | Path] = ["--output-dir", second, "--epochs", "1", f"train.init={first / 'best.safetensors'}"]
+    critical += ["train.reward={samples: 3}", "train.updates=2", "train.accumulation=2"]
+    losses = "{criterion: cross_entropy}, {criterion: rlhf_kl}, {criterion: policy_kl, weight: 0.1}"
+    call(*shared, *critical, f"model.losses=[{losses}]")
+    log = [
+        line for line in map(json.loads, (second / "metrics.jsonl").read_text().splitlines()) if "train/loss" in line
+    ]
+    assert all({"train/reward", "train/rlhf_kl", "train/policy_kl"} <= line.keys() for line in log)
+    assert log[0]["train/policy_kl"] > 0  # the second update of the first batches has moved away from their policy
+    assert len(log) == 3
+
+    student: list[str | Path] = ["--output-dir", tmp_path / "student", "--epochs", "1", "model.decoder.width=16"]
+    teachers = f"train.teachers=[{first / 'best.safetensors'}, {second / 'best.safetensors'}]"
+    call(*shared, *student, teachers, "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]")
+    for arguments, fault in (
+        (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
+        ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
+        ([teachers, "model.losses=[{criterion: kl_distillation}]", "data.min_count=9"], "teacher of other words"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            call(*shared, "--output-dir", tmp_path / "no", *arguments)
