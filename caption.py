@@ -65,14 +65,14 @@ from heapq import nlargest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from accelerate import PartialState
 
 from data.errors import UserError
 from data.files import check_writable, writing
 from data.images import IMAGE_SUFFIXES
-from data.loading import ImageFiles, Visuals
+from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
+from models.pooling import together
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.devices import best_device, choose_precision
 from utils.files import one_line
@@ -83,6 +83,7 @@ from utils.progress import track
 from utils.results import file_digest
 from utils.scene_map import draw_map
 from utils.search import Query
+from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
 BATCH = 64  # images at a time
@@ -192,10 +193,13 @@ def caption_files(
     """
     captioner = checkpoint.captioner
     precision = choose_precision("auto", best_device())
+    content: Content
     if tiling:
-        images: Visuals = SceneTiles(files, checkpoint.preprocessing, tiling)
+        content = SceneTiles(files, checkpoint.preprocessing, tiling)
     else:
-        images = ImageFiles([Path(file) for file in files], checkpoint.preprocessing)
+        content = ImageFiles([Path(file) for file in files], checkpoint.preprocessing)
+    regions = live_regions(checkpoint.config, content, [Path(file).stem for file in files], captioner.encoder)
+    visuals = Visuals(content, regions)
     starts = range(0, len(files), BATCH)
     for start in track(starts, len(starts), "captions"):
         rows: list[Row] = []
@@ -203,25 +207,26 @@ def caption_files(
         for place in range(start, min(start + BATCH, len(files))):
             rows.append({"file": files[place]} | ({"match": None} if query else {}))
             try:
-                image = images.read([place])
+                visual = visuals.read([place])
             except UserError as error:
                 rows[-1]["error"] = str(error)
                 continue
-            if len(image):
-                read.append((rows[-1], image))
+            if len(visual.content):
+                read.append((rows[-1], place, visual))
             else:
                 rows[-1]["empty"] = True
         if read:
-            visuals = torch.cat([image for _, image in read])
+            batch = together([visual for _, _, visual in read])
             found = caption_batch(
-                captioner, checkpoint.vocabulary, visuals, checkpoint.config.decoding, precision, seed=start
+                captioner, checkpoint.vocabulary, batch, checkpoint.config.decoding, precision, seed=start
             )
-            for (row, image), beam in zip(read, found, strict=True):
+            for (row, place, visual), beam in zip(read, found, strict=True):
                 row |= {"caption": beam[0].text, "score": round(beam[0].score, 4)}
                 if panels is not None and len(panels) < PICTURED:
-                    panels.append(Panel(image[0].permute(1, 2, 0).numpy(), beam[0].words, beam[0].attention))
+                    pixels = visual.content[0].permute(1, 2, 0).numpy()
+                    panels.append(Panel(pixels, beam[0].words, beam[0].attention, visuals.masks(place)))
             if query:
-                for (row, _), match in zip(read, query.match(visuals), strict=True):
+                for (row, _, _), match in zip(read, query.match(batch), strict=True):
                     row["match"] = round(match, 4)
         journal.add(rows)
         yield from rows

@@ -44,7 +44,8 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from data.loading import Visuals
+from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
 from utils.diversity import diversity, self_cider
@@ -52,7 +53,7 @@ from utils.inference import Caption, caption_rows
 from utils.metrics import Scores, score_captions
 from utils.report import Example, write_report
 from utils.results import class_scores, file_digest, read_results, result_entries, scene_class, split_digest
-from utils.sources import image_files, open_dataset
+from utils.sources import image_files, open_dataset, stored_regions
 from utils.statistics import bootstrap, paired_test
 
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
@@ -71,9 +72,14 @@ def main(arguments: argparse.Namespace) -> None:
     others = read_results(Path(arguments.baseline), images) if arguments.baseline else None
 
     beams: list[list[Caption]] = []
+    visuals = None
     if path and checkpoint:
         precision = choose_precision("auto", best_device())
-        beams = caption_images(checkpoint, config, dataset, images, precision)
+        captioner = checkpoint.captioner.to(best_device())
+        regions = stored_regions(config, dataset, images, captioner.encoder)
+        visuals = Visuals(image_files(config, dataset, images), regions)
+        rows = range(len(images))
+        beams = list(caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision))
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
             "checkpoint": str(arguments.checkpoint or SHIPPED.name),
@@ -142,16 +148,6 @@ def with_data(config: Config, arguments: argparse.Namespace) -> Config:
         tree["decoding"]["beam_size"] = arguments.beam_size
     tree["data"]["limit"] = 0 if config.dataset != tree["dataset"] else tree["data"]["limit"]
     return parse_config(tree, "command line")
-
-
-def caption_images(
-    checkpoint: Checkpoint, config: Config, dataset: CaptionDataset, images: Sequence[AnnotatedImage], precision: str
-) -> list[list[Caption]]:
-    """The best captions of each image, best first."""
-    checkpoint.captioner.to(best_device())
-    files = image_files(config, dataset, images)
-    rows = range(len(images))
-    return list(caption_rows(checkpoint.captioner, checkpoint.vocabulary, files, rows, config.decoding, precision))
 
 
 def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:

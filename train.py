@@ -46,7 +46,7 @@ from torch import Tensor
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, CaptionBatches, Visuals, loader
+from data.loading import Batch, CaptionBatches, Content, Visuals, loader
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from loss import LossFactory, LossResult, build_loss
@@ -70,12 +70,12 @@ from utils.pretrained import load_encoder
 from utils.progress import track
 from utils.results import result_entries
 from utils.runs import open_run, show_result
-from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of
+from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of, stored_regions
 from utils.tracking import Tracker
 
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
 OUT = ("pred", "policy", "attention", "region_count", *HEADS_OUT)
-TARGET = ("target", "weight", "mask", "token_count", "caption_count", *HEADS_TARGET)
+TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_count", *HEADS_TARGET)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -120,11 +120,13 @@ def main(config: Config, resume: bool) -> None:
         images = {split: dataset.split(split) for split in ("train", "val")}
         visuals: dict[str, Visuals] = {}
         for split in images:
+            content: Content
             if config.model.encoder.trainable:
-                visuals[split] = image_files(config, dataset, images[split], config.data.augment and split == "train")
+                content = image_files(config, dataset, images[split], config.data.augment and split == "train")
             else:
                 views = config.data.views if split == "train" else 1
-                visuals[split] = frozen_features(config, dataset, images[split], encoder, precision, views)
+                content = frozen_features(config, dataset, images[split], encoder, precision, views)
+            visuals[split] = Visuals(content, stored_regions(config, dataset, images[split], encoder))
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     vocabulary = init.vocabulary if init else Vocabulary.build(words, config.data.min_count)
     _, channels = encoder.output_shape(config.data.size)
@@ -137,7 +139,7 @@ def main(config: Config, resume: bool) -> None:
     # Model, optimizer, and where the run stands. Seeded here: whether features had to be made changes nothing after.
     set_seed(config.seed)
     modules = {name: head.module for name, head in heads.items()}
-    captioner = build_captioner(config.model, encoder, len(vocabulary), channels, modules).to(accelerator.device)
+    captioner = build_captioner(config, encoder, len(vocabulary), channels, modules).to(accelerator.device)
     if init:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
     guides = Guides(config, criteria, captioner, init, dataset, batches, vocabulary, precision)
@@ -257,13 +259,14 @@ def train_step(
                     "pred": output.logits,
                     "policy": output.logits,
                     "attention": output.attention,
-                    "region_count": output.attention.shape[-1],
+                    "region_count": output.region_count,
                     **output.heads,
                 },
                 {
                     "target": batch.words,
                     "weight": batch.weight,
                     "mask": batch.mask,
+                    "region_mask": output.region_mask,
                     "token_count": token_count,
                     "caption_count": caption_count,
                     **{k: {**v, "share": len(batch.rows) / image_count} for k, v in batch.targets.items()},

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from data.files import writing
 from data.transforms import view_of
 
 LAYOUT = 2  # raise when what a store holds changes: older files are then made anew, not misread
@@ -35,6 +36,14 @@ def store_key(description: dict[str, Any], paths: Sequence[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+@contextmanager
+def new_store(path: Path, attributes: dict[str, Any]) -> Iterator[h5py.File]:
+    """An HDF5 file to be filled, with `attributes`; it gets its name when the block ends well, else it is gone."""
+    with writing(path) as unfinished, h5py.File(unfinished, "w") as file:
+        file.attrs.update({name: json.dumps(value) for name, value in attributes.items()})
+        yield file
+
+
 def build_store(
     path: Path,
     images: Iterable[Tensor],
@@ -48,61 +57,61 @@ def build_store(
     [b, views, N, D]. The file holds float16 `features` [count, views, N, D] in chunks of one view of one image (the
     unit in which they are read) and `attributes`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        with h5py.File(unfinished, "w") as file:
-            records = None
-            done = 0
-            for batch in images:
-                features = encode(batch).to(torch.float16).cpu().numpy()
-                if records is None:
-                    shape = features.shape[1:]
-                    records = file.create_dataset("features", (count, *shape), "float16", chunks=(1, 1, *shape[1:]))
-                records[done : done + len(features)] = features
-                done += len(features)
-            if done != count:
-                raise ValueError(f"{done} images came, {count} were announced")
-            file.attrs.update({name: json.dumps(value) for name, value in attributes.items()})
-        with open(unfinished, "rb") as finished:
-            os.fsync(finished.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with new_store(path, attributes) as file:
+        records = None
+        done = 0
+        for batch in images:
+            features = encode(batch).to(torch.float16).cpu().numpy()
+            if records is None:
+                shape = features.shape[1:]
+                records = file.create_dataset("features", (count, *shape), "float16", chunks=(1, 1, *shape[1:]))
+            records[done : done + len(features)] = features
+            done += len(features)
+        if done != count:
+            raise ValueError(f"{done} images came, {count} were announced")
 
 
-class FeatureStore:
-    """Reads a store that `build_store` wrote. Opened at the first read, so that each worker has a handle of its own.
+class Store:
+    """A file that `new_store` made, opened at the first read, so that each worker has a handle of its own."""
 
-    Of an image's views one is read, drawn anew in every epoch; `seed` fixes which.
-    """
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: h5py.File | None = None
 
-    def __init__(self, path: Path, seed: int = 0) -> None:
-        self.path, self.seed = path, seed
-        self._records: h5py.Dataset | None = None
-
-    def _open(self) -> h5py.Dataset:
-        if self._records is None:
-            try:
-                self._records = h5py.File(self.path, "r")["features"]
-            except (OSError, KeyError):
-                raise UserError(f"{self.path}: not a readable feature store; delete it to have it made anew") from None
-        return self._records
+    def records(self, name: str) -> h5py.Dataset:
+        """One of the file's data sets. `UserError` where it is not there."""
+        try:
+            if self._file is None:
+                self._file = h5py.File(self.path, "r")
+            return self._file[name]
+        except (OSError, KeyError):
+            raise UserError(f"{self.path}: not a readable store of {name}; delete it to have it made anew") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "seed": self.seed, "_records": None}
+        return {**self.__dict__, "_file": None}
+
+
+class FeatureStore(Store):
+    """Reads what `build_store` wrote. Of an image's views one is seen in an epoch; `seed` fixes which."""
+
+    def __init__(self, path: Path, seed: int = 0) -> None:
+        super().__init__(path)
+        self.seed = seed
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(images, views, N cells, D channels)."""
-        images, views, cells, channels = self._open().shape
+        images, views, cells, channels = self.records("features").shape
         return images, views, cells, channels
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
         """Features of these images, each in its view of `epoch`, float16 [len(rows), N, D]."""
-        records = self._open()
-        views = records.shape[1]
+        records = self.records("features")
         out = np.empty((len(rows), *records.shape[2:]), np.float16)
         for i, row in enumerate(rows):
-            records.read_direct(out, np.s_[row, view_of(self.seed, epoch, row, views)], np.s_[i])
+            records.read_direct(out, np.s_[row, self.view(row, epoch)], np.s_[i])
         return torch.from_numpy(out)
+
+    def view(self, row: int, epoch: int) -> int:
+        """Which turn or flip of image `row` is seen in `epoch`."""
+        return view_of(self.seed, epoch, row, self.shape[1])

@@ -1,10 +1,11 @@
 """From annotated images to batches: several captions per image, each distinct caption once with its multiplicity."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from data.annotations import AnnotatedImage
 from data.images import read_image
 from data.tokenizer import tokenize
-from data.transforms import Preprocessing, to_channels_first
+from data.transforms import Preprocessing, to_channels_first, turned, view_of
 from data.vocabulary import Vocabulary
+from models.pooling import Visual
 from models.tokens import PAD
 
 IGNORE = -100  # what the losses do not count as a word
+T = TypeVar("T", covariant=True)
 
 
 class BatchKey(NamedTuple):
@@ -28,11 +31,51 @@ class BatchKey(NamedTuple):
     rows: list[int]
 
 
-class Visuals(Protocol):
-    """Where the visual input of row i comes from: images [b, 3, H, W] uint8, or features [b, N, D] float16."""
+class Readable(Protocol[T]):
+    """What is there row by row."""
 
-    def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
+    def read(self, rows: Sequence[int], epoch: int = 0) -> T:
+        """These rows, in this order, each as it is seen in `epoch`."""
+
+
+class Content(Readable[Tensor], Protocol):
+    """Where images come from: the files (uint8 [b, 3, S, S]), or a store of features (float16 [b, h * w, D])."""
+
+    def view(self, row: int, epoch: int) -> int:
+        """The turn or flip of the image that is seen in `epoch`."""
+
+
+class Regions(Protocol):
+    """Where the regions of images come from."""
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Of each cell the share that each region covers, float16 [b, N, h * w], of the images as they are."""
+
+    def masks(self, row: int) -> np.ndarray:
+        """The regions of one image as it is, bool [N, S, S]."""
+
+
+@dataclass(frozen=True)
+class Visuals:
+    """What the captioner looks at, row by row: images or features, and their regions, turned alike."""
+
+    content: Content
+    regions: Regions | None = None
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
         """These rows, in this order."""
+        content = self.content.read(rows, epoch)
+        if self.regions is None or not len(content):
+            return Visual(content)
+        shares = self.regions.read(rows)  # [b, N, h * w]
+        side = math.isqrt(shares.shape[-1])  # preprocessed images are square
+        grids = shares.unflatten(-1, (side, side))
+        views = [turned(grid, self.content.view(row, epoch)) for grid, row in zip(grids, rows, strict=True)]
+        return Visual(content, torch.stack(views).flatten(2))
+
+    def masks(self, row: int) -> np.ndarray | None:
+        """The regions of the image as it is, bool [N, S, S]; None: the cells are the regions."""
+        return None if self.regions is None else self.regions.masks(row)
 
 
 class Targets(Protocol):
@@ -51,7 +94,7 @@ class Batch:
     head should give; `guides` what criteria read beside it, over anything of the same name (utils/guides.py).
     """
 
-    visuals: Tensor
+    visuals: Visual
     rows: Tensor
     tokens: Tensor
     image_of: Tensor
@@ -109,13 +152,18 @@ class ImageFiles:
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
         """Images of the rows, uint8 [b, 3, size, size]; augmentation depends on seed, epoch and row alone."""
-        out = np.full((len(rows), 3, self.size, self.size), 127, np.uint8)
+        out = torch.full((len(rows), 3, self.size, self.size), 127, dtype=torch.uint8)
         for i, row in enumerate(rows):
             if not self.blank:
                 if self.augment:
                     self._transform.set_random_seed(hash((self.seed, epoch, row)) % 2**32)
-                out[i] = to_channels_first(self._transform(image=read_image(self.paths[row]))["image"])
-        return torch.from_numpy(out)
+                image = to_channels_first(self._transform(image=read_image(self.paths[row]))["image"])
+                out[i] = turned(torch.from_numpy(image), self.view(row, epoch))
+        return out
+
+    def view(self, row: int, epoch: int) -> int:
+        """Which turn or flip of image `row` is seen in `epoch`."""
+        return view_of(self.seed, epoch, row) if self.augment else 0
 
 
 class CaptionBatches(Dataset[Batch]):
@@ -124,7 +172,7 @@ class CaptionBatches(Dataset[Batch]):
     def __init__(
         self,
         images: Sequence[AnnotatedImage],
-        visuals: Visuals,
+        visuals: Readable[Visual],
         vocabulary: Vocabulary,
         max_words: int,
         targets: Mapping[str, Targets] | None = None,
@@ -191,14 +239,14 @@ def loader(batches: CaptionBatches, keys: Sequence[BatchKey], workers: int) -> D
     return DataLoader(batches, sampler=keys, batch_size=None, num_workers=workers)
 
 
-def visual_loader(visuals: Visuals, keys: Sequence[BatchKey], workers: int) -> DataLoader[Tensor]:
-    """Yields the visual input of `keys` in order, for a pass without captions."""
+def visual_loader(visuals: Readable[T], keys: Sequence[BatchKey], workers: int) -> DataLoader[T]:
+    """Yields what `visuals` reads for `keys`, in order, for a pass without captions."""
     return DataLoader(_Reader(visuals), sampler=keys, batch_size=None, num_workers=workers)
 
 
-class _Reader(Dataset[Tensor]):
-    def __init__(self, visuals: Visuals) -> None:
+class _Reader(Dataset[T]):
+    def __init__(self, visuals: Readable[T]) -> None:
         self.visuals = visuals
 
-    def __getitem__(self, key: BatchKey) -> Tensor:
+    def __getitem__(self, key: BatchKey) -> T:
         return self.visuals.read(key.rows, key.epoch)

@@ -118,6 +118,10 @@ class SceneTiles:
                 found.append(to_channels_first(self._transform(image=pixels)["image"]))
         return torch.from_numpy(np.array(found, np.uint8).reshape(-1, 3, self.size, self.size))
 
+    def view(self, row: int, epoch: int) -> int:
+        """Which turn or flip of the tile that is: none."""
+        return 0
+
 
 class Scene:
     """A raster that rasterio opens, as RGB tiles of uint8.

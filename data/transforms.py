@@ -34,25 +34,22 @@ class Preprocessing:
             raise ValueError(f"interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}")
 
     def transform(self, augment: bool = False) -> A.Compose:
-        """`transform(image=[H, W, 3])["image"]` is uint8 [size, size, 3]; a `mask=` goes the same way.
+        """`transform(image=[H, W, 3])["image"]` is uint8 [size, size, 3].
 
-        With `augment` one of the eight turns and flips of the square (an aerial image has no up) and a mild
-        change of colour; `set_random_seed` fixes which.
+        With `augment` a mild change of colour; `set_random_seed` fixes which. Turns and flips are `turned`'s.
         """
         steps: list[Any] = [
             A.Resize(
                 self.size,
                 self.size,
                 interpolation=INTERPOLATIONS[self.interpolation],
-                mask_interpolation=cv2.INTER_NEAREST,
                 area_for_downscale="image",
             )
         ]
         if augment:
-            steps += [
-                A.D4(p=1),
-                A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.8),
-            ]
+            steps.append(
+                A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.8)
+            )
         return A.Compose(steps)
 
     def to_dict(self) -> dict[str, Any]:

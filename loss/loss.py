@@ -39,7 +39,7 @@ def attention_variance(
 
     Args:
         attention: [B, T, N], finite.
-        region_count: the number of regions that the uniform attention is over.
+        region_count: the number of regions that the uniform attention is over, of all captions or [B] of each.
         steps: bool [B, T], the steps that count; None counts all.
         region_mask: bool [B, N], the regions that count; None counts all.
 
@@ -47,7 +47,7 @@ def attention_variance(
         [B].
     """
     if isinstance(region_count, Tensor):  # in attention's precision: 1.0 / an int64 tensor is float32
-        region_count = region_count.to(attention)
+        region_count = region_count.to(attention).reshape(-1, 1, 1)
     deviation = attention - 1.0 / region_count
     if region_mask is not None:
         deviation = torch.where(region_mask[:, None], deviation, 0.0)
@@ -82,7 +82,8 @@ class custum_loss(nn.Module):  # the documented name
         - predicted: logits [M, V] or [B, T, V] (or [B, V, T], where the last axis cannot be the classes).
         - ground_truth: int64 [M] or [B, T].
         - attention: [B, T, N], softmax over N.
-        - Region_count: int or 0-d tensor; N unless you mean otherwise (a warning says when it is not).
+        - Region_count: int or 0-d tensor; N unless you mean otherwise (a warning says when it is not). Or [B], the
+          regions that each caption's image has, with ``region_mask`` for which they are.
         - weight: [B], how often each caption stands in the data; the same value as repeating caption b
           weight_b times: CE = sum w_b ce_bt / sum w_b n_b, DSR and AVR = sum w_b x_b / sum w_b.
         - region_mask: bool [B, N], True for a real region; the others count neither in DSR nor in AVR.
@@ -198,9 +199,9 @@ class custum_loss(nn.Module):  # the documented name
 def check_region_count(region_count: int | Tensor, attention: Tensor) -> None:
     """Raise ValueError for a count below 1, warn for one that is not ``attention``'s N.
 
-    A count on an accelerator is not read: that would wait for the device.
+    Counts of each caption, and a count on an accelerator, are not read: that would wait for the device.
     """
-    if isinstance(region_count, Tensor) and region_count.device.type != "cpu":
+    if isinstance(region_count, Tensor) and (region_count.ndim or region_count.device.type != "cpu"):
         return
     if region_count < 1:
         raise ValueError(f"Region_count must be at least 1, not {region_count}")

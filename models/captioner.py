@@ -8,26 +8,37 @@ from torch import Tensor, nn
 
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
+from models.pooling import Visual, pool_regions
 
 
 class Output(NamedTuple):
-    """What the losses see: logits [P, T, V], attention [P, T, N] over N regions, and what each head gives."""
+    """What the losses see: logits [P, T, V], attention [P, T, N] over N regions, and what each head gives.
+
+    `region_mask` bool [P, N] says which regions are there; None: all.
+    """
 
     logits: Tensor
     attention: Tensor
+    region_mask: Tensor | None
     heads: dict[str, dict[str, Tensor]]
+
+    @property
+    def region_count(self) -> int | Tensor:
+        """The regions that attention is spread over: N, or int64 [P] where some are missing."""
+        return self.attention.shape[-1] if self.region_mask is None else self.region_mask.sum(-1)
 
 
 class Captioner(nn.Module):
     """A CNN encoder and an attention LSTM decoder.
 
-    Where `visuals` are images (uint8 [B, 3, H, W]) the encoder sees them; where they are features of the frozen
-    encoder (float [B, N, D], from the feature store) they go straight to the decoder.
+    The encoder sees images, or they come as features of it from the feature store; these are pooled over the regions
+    (models/pooling.py), or are the regions themselves, and the decoder looks at them.
 
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes the features [B, N, D] and gives a dict; they only serve training.
+        heads: name -> module that takes the features [B, h * w, D] and gives a dict; they only serve training.
+        pooling: what a region's features are divided by, see `pool_regions`.
     """
 
     def __init__(
@@ -36,11 +47,12 @@ class Captioner(nn.Module):
         decoder: Decoder,
         trainable_encoder: bool = False,
         heads: Mapping[str, nn.Module] | None = None,
+        pooling: str = "area",
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.heads = nn.ModuleDict(heads or {})
-        self.trainable_encoder = trainable_encoder
+        self.trainable_encoder, self.pooling = trainable_encoder, pooling
         self.encoder.requires_grad_(trainable_encoder)
 
     def train(self, mode: bool = True) -> "Captioner":
@@ -53,27 +65,32 @@ class Captioner(nn.Module):
                 module.eval()
         return self
 
-    def features(self, visuals: Tensor) -> Tensor:
-        """Region features [B, N, D] of images, or features as they are."""
-        if visuals.ndim == 3:
-            return visuals.to(self.decoder.key.weight.dtype)
+    def features(self, content: Tensor) -> Tensor:
+        """Features [B, h * w, D] of images, or features as they are."""
+        if content.ndim == 3:
+            return content.to(self.decoder.key.weight.dtype)
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
-            return self.encoder(visuals)
+            return self.encoder(content)
 
-    def regions(self, visuals: Tensor) -> Regions:
+    def regions(self, visual: Visual) -> Regions:
         """What decoding needs of each image."""
-        return self.decoder.prepare(self.features(visuals), None)
+        return self._prepare(self.features(visual.content), visual.shares)
 
-    def forward(self, visuals: Tensor, tokens: Tensor, image_of: Tensor) -> Output:
+    def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""
-        features = self.features(visuals)
-        regions = self.decoder.prepare(features, None)
-        logits, attention = self.decoder(regions.select(image_of), tokens)
-        return Output(logits, attention, self._heads(features))
+        features = self.features(visual.content)
+        regions = self._prepare(features, visual.shares).select(image_of)
+        logits, attention = self.decoder(regions, tokens)
+        return Output(logits, attention, regions.mask, self._heads(features))
 
-    def look(self, visuals: Tensor) -> dict[str, dict[str, Tensor]]:
+    def look(self, visual: Visual) -> dict[str, dict[str, Tensor]]:
         """What each head gives for these images."""
-        return self._heads(self.features(visuals))
+        return self._heads(self.features(visual.content))
+
+    def _prepare(self, features: Tensor, shares: Tensor | None) -> Regions:
+        if shares is None:
+            return self.decoder.prepare(features, None)
+        return self.decoder.prepare(*pool_regions(features, shares, self.pooling))
 
     def _heads(self, features: Tensor) -> dict[str, dict[str, Tensor]]:
         return {name: head(features) for name, head in self.heads.items()}

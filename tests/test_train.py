@@ -15,6 +15,7 @@ from loss import build_loss
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.pooling import Visual
 from train import learning_rate, train_step
 
 SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
@@ -33,9 +34,10 @@ class Features:
     def __init__(self, same: bool = False) -> None:
         self.same = same
 
-    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
         seeds = [0 if self.same else row for row in rows]
-        return torch.stack([torch.randn(4, 512, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        features = [torch.randn(4, 512, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return Visual(torch.stack(features))
 
 
 def captioner() -> Captioner:

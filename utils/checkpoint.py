@@ -41,15 +41,16 @@ class Checkpoint:
 
 
 def build_captioner(
-    model: ModelConfig,
+    config: Config,
     encoder: Encoder,
     vocabulary_size: int,
     channels: int,
     heads: Mapping[str, nn.Module] | None = None,
 ) -> Captioner:
     """The captioner that a configuration describes, around an encoder with `channels` features."""
+    model = config.model
     decoder = Decoder(vocabulary_size, channels, model.decoder.width, model.decoder.dropout)
-    captioner = Captioner(encoder, decoder, model.encoder.trainable, heads)
+    captioner = Captioner(encoder, decoder, model.encoder.trainable, heads, config.regions.pooling)
     try:
         encoder.freeze(model.encoder.frozen_stages)
     except ValueError as error:
@@ -84,7 +85,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         about = dict(metadata["about"])
         encoder = Encoder(config.model.encoder.name)
         channels = tensors["decoder.region.0.weight"].shape[0]
-        captioner = build_captioner(config.model, encoder, len(vocabulary), channels)
+        captioner = build_captioner(config, encoder, len(vocabulary), channels)
         _fill(captioner, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]

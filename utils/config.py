@@ -59,6 +59,17 @@ class DataConfig(Section):
     cache_dir: str = "cache"  # synthetic scenes and feature stores
 
 
+class RegionsConfig(Section):
+    """What attention looks at."""
+
+    kind: Literal["grid", "slic", "felzenszwalb", "selective_search", "masks"] = "grid"  # grid: the encoder's cells
+    count: Count = 32  # regions of an image; where fewer are found the rest are missing
+    pooling: Literal["area", "map"] = "area"  # what the sum of a region's features is divided by
+    compactness: Positive = 10.0  # slic: the higher, the more square
+    scale: Positive = 100.0  # felzenszwalb, selective_search: the higher, the larger its segments
+    masks: str | None = None  # masks: a folder or an HDF5 file, see data/masks.py
+
+
 class EncoderConfig(Section):
     """The CNN."""
 
@@ -154,6 +165,7 @@ class Config(Section):
     seed: Natural = 0
     synthetic: SyntheticConfig = SyntheticConfig()
     data: DataConfig = DataConfig()
+    regions: RegionsConfig = RegionsConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     decoding: DecodingConfig = DecodingConfig()

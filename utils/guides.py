@@ -16,17 +16,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, CaptionBatches, Visuals
+from data.loading import Batch, CaptionBatches, Readable, Visuals
 from data.vocabulary import Vocabulary
 from loss import LossFactory
 from models.captioner import Captioner
 from models.decoding import greedy, sample
+from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cider_reward import CiderReward
 from utils.config import Config, RewardConfig
 from utils.devices import autocast
-from utils.sources import frozen_features
+from utils.sources import frozen_features, stored_regions
 
 # what a criterion can read as target.KEY -> the option of `train` that brings it
 TARGET = {"teacher_logits": "teachers", "ref_logits": "init", "old_policy": "reward"}
@@ -82,8 +83,9 @@ class Guides:
         own = teacher.config.model_copy(
             update={"seed": config.seed, "data": teacher.config.data.model_copy(update=kept)}
         )
-        encoder = teacher.captioner.encoder
-        return frozen_features(own, dataset, dataset.split("train"), encoder, self.precision, config.data.views)
+        encoder, images = teacher.captioner.encoder, dataset.split("train")
+        features = frozen_features(own, dataset, images, encoder, self.precision, config.data.views)
+        return Visuals(features, stored_regions(own, dataset, images, encoder))
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:
         """The batch, with sampled captions where there are rewards, and with all that criteria read in `guides`."""
@@ -162,7 +164,11 @@ class Teachers:
     """
 
     def __init__(
-        self, captioners: Sequence[Captioner], visuals: Sequence[Visuals | None], device: torch.device, precision: str
+        self,
+        captioners: Sequence[Captioner],
+        visuals: Sequence[Readable[Visual] | None],
+        device: torch.device,
+        precision: str,
     ) -> None:
         self.captioners = [captioner.to(device).eval() for captioner in captioners]
         self.visuals, self.precision = visuals, precision

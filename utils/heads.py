@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from data.annotations import AnnotatedImage
 from data.concepts import Concepts
-from data.loading import BatchKey, Targets, Visuals, visual_loader
+from data.loading import BatchKey, Readable, Targets, visual_loader
 from models.captioner import Captioner
 from models.heads import ConceptHead
+from models.pooling import Visual
 from utils.config import HeadsConfig
 from utils.devices import autocast
 
@@ -57,7 +58,7 @@ def score_heads(
     captioner: Captioner,
     heads: Mapping[str, Head],
     images: Sequence[AnnotatedImage],
-    visuals: Visuals,
+    visuals: Readable[Visual],
     precision: str,
     batch_size: int = 64,
 ) -> dict[str, float]:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from data.loading import BatchKey, Visuals, visual_loader
+from data.loading import BatchKey, Readable, visual_loader
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoding import Hypothesis, beam_search, greedy, sample
+from models.pooling import Visual
 from utils.config import DecodingConfig
 from utils.devices import autocast
 from utils.progress import track
@@ -35,7 +35,7 @@ class Caption(NamedTuple):
 def caption_rows(
     captioner: Captioner,
     vocabulary: Vocabulary,
-    visuals: Visuals,
+    visuals: Readable[Visual],
     rows: Sequence[int],
     decoding: DecodingConfig,
     precision: str,
@@ -56,22 +56,22 @@ def caption_rows(
 def caption_batch(
     captioner: Captioner,
     vocabulary: Vocabulary,
-    visuals: Tensor,
+    visual: Visual,
     decoding: DecodingConfig,
     precision: str,
     seed: int,
 ) -> list[list[Caption]]:
-    """The captions of each of a batch of `visuals`, best first; `seed` fixes what sampling draws."""
+    """The captions of each image of a batch, best first; `seed` fixes what sampling draws."""
     device = captioner.encoder.mean.device
     captioner.eval()
     with autocast(device, precision):
-        found = decode(captioner, visuals.to(device), decoding, seed)
+        found = decode(captioner, visual.to(device), decoding, seed)
     return [[Caption(vocabulary.decode(h.tokens), h.score, h.attention.numpy()) for h in image] for image in found]
 
 
-def decode(captioner: Captioner, visuals: Tensor, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
+def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
     """The hypotheses for each image of a batch by the configured method; `seed` fixes what sampling draws."""
-    regions = captioner.regions(visuals)
+    regions = captioner.regions(visual)
     match decoding.method:
         case "beam":
             return beam_search(
@@ -80,6 +80,6 @@ def decode(captioner: Captioner, visuals: Tensor, decoding: DecodingConfig, seed
         case "greedy":
             found = greedy(captioner.decoder, regions, decoding.max_words)
         case "sample":
-            generator = torch.Generator(visuals.device).manual_seed(seed)
+            generator = torch.Generator(visual.content.device).manual_seed(seed)
             found = sample(captioner.decoder, regions, decoding.max_words, decoding.temperature, generator)
     return [[hypothesis] for hypothesis in found]

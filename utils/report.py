@@ -20,7 +20,7 @@ from data.images import read_image
 from data.tokenizer import tokenize
 from utils.inference import Caption
 from utils.published import PUBLISHED
-from utils.visualize import attention_maps
+from utils.visualize import paint
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ENDS, MIDDLE = 60, 120  # of a large split: so many of the best and of the worst, and of the others at random
@@ -227,7 +227,7 @@ def _caption(example: Example) -> str:
     look = example.look
     if look is None or not look.words:
         return f'<p class="caption">{escape(example.caption) or "<i>no words</i>"}</p>'
-    maps = attention_maps(look.attention)
+    maps = paint(look.attention, None)
     # in multiples of an even look; one scale for all words of a caption, so that brighter is more
     even = maps * maps[0].size / (maps.sum((1, 2), keepdims=True) + 1e-9)
     low, high = float(even.min()), float(even.max())

@@ -69,7 +69,10 @@ def show_result(
     captioner = best.captioner.to(best_device())
     captions = caption_rows(captioner, best.vocabulary, visuals, rows, config.decoding, precision)
     pixels = image_files(config, dataset, images).read(rows).permute(0, 2, 3, 1).numpy()
-    panels = [Panel(image, c[0].words, c[0].attention) for image, c in zip(pixels, captions, strict=True)]
+    panels = [
+        Panel(image, found[0].words, found[0].attention, visuals.masks(row))
+        for row, image, found in zip(rows, pixels, captions, strict=True)
+    ]
     picture = run_dir / "attention.png"
     attention_figure(picture, panels[:PICTURED])
     if tracker.active:

@@ -7,6 +7,7 @@ from data.errors import UserError
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
+from models.pooling import Visual
 from models.tokens import UNK
 
 
@@ -35,17 +36,17 @@ class Query:
         self.captioner = captioner
         self.tokens = torch.tensor(kept, device=captioner.encoder.mean.device)
         grey = torch.full((1, 3, size, size), 127, dtype=torch.uint8, device=self.tokens.device)
-        self.habit = self._log_p(captioner.features(grey))
+        self.habit = self._log_p(Visual(grey))
 
     @torch.inference_mode()
-    def _log_p(self, visuals: Tensor) -> Tensor:
+    def _log_p(self, visual: Visual) -> Tensor:
         """The mean log-probability of the words before each image [B]."""
         self.captioner.eval()
-        tokens = self.tokens.expand(len(visuals), -1)
-        each = torch.arange(len(visuals), device=tokens.device)
-        logits = self.captioner(visuals, tokens[:, :-1], each).logits.float()
+        tokens = self.tokens.expand(len(visual.content), -1)
+        each = torch.arange(len(tokens), device=tokens.device)
+        logits = self.captioner(visual, tokens[:, :-1], each).logits.float()
         return logits.log_softmax(-1).gather(2, tokens[:, 1:, None]).squeeze(2).mean(1)
 
-    def match(self, visuals: Tensor) -> list[float]:
-        """The match of each of a batch of images uint8 [B, 3, H, W] or features [B, N, D]."""
-        return (self._log_p(visuals.to(self.tokens.device)) - self.habit).tolist()
+    def match(self, visual: Visual) -> list[float]:
+        """The match of each of a batch of images."""
+        return (self._log_p(visual.to(self.tokens.device)) - self.habit).tolist()

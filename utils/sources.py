@@ -1,8 +1,10 @@
 """What a configuration's data set is on this machine: its annotations, and the visual input of a split."""
 
 import hashlib
+import math
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from torch import Tensor
 
 from data.annotations import AnnotatedImage
 from data.datasets import DATASETS, CaptionDataset, load_dataset
+from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
-from data.loading import BatchKey, ImageFiles, visual_loader
+from data.loading import BatchKey, ImageFiles, Readable, Regions, visual_loader
+from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
+from data.region_store import FoundRegions, RegionStore, build_regions, find_all
+from data.regions import RegionFinder, RegionSpec
 from data.synthetic import VERSION, write_dataset
 from data.transforms import Preprocessing, turned
 from models.encoder import Encoder
@@ -100,6 +106,49 @@ def frozen_features(
         encode_all = partial(encode_views, encoder, precision=precision, views=views)
         build_store(path, chunks, len(images), encode_all, description)
     return FeatureStore(path, config.seed)
+
+
+def region_finder(config: Config, encoder: Encoder) -> RegionFinder | None:
+    """What finds the configured regions in an image; None: the encoder's cells are the regions."""
+    if config.regions.kind == "grid":
+        return None
+    if config.regions.kind == "masks" and not config.regions.masks:
+        raise UserError("regions.kind=masks needs regions.masks=PATH, a folder or an HDF5 file of masks")
+    cells, _ = encoder.output_shape(config.data.size)
+    return RegionFinder(RegionSpec(**config.regions.model_dump(exclude={"pooling"})), math.isqrt(cells))
+
+
+def stored_regions(
+    config: Config, dataset: CaptionDataset, images: Sequence[AnnotatedImage], encoder: Encoder
+) -> Regions | None:
+    """The configured regions of these images, from the store in `data.cache_dir`; found now where they are not there.
+
+    The store's name depends on all that regions depend on, the files among it, and not on the encoder but for its grid.
+    """
+    finder = region_finder(config, encoder)
+    if finder is None:
+        return None
+    files = image_files(config, dataset, images)
+    description = {
+        "regions": asdict(finder.spec),
+        "side": finder.side,
+        "preprocessing": preprocessing_of(config).to_dict(),
+        "blank": config.data.blank_images,
+    }
+    given = mask_files(Path(finder.spec.masks)) if finder.spec.masks else []
+    path = Path(config.data.cache_dir) / "regions" / f"{store_key(description, [*given, *files.paths])}.h5"
+    if not path.exists():
+        found = track(find_all(files, finder), len(images), f"regions of {images[0].split}")
+        problems = build_regions(path, found, len(images), description)
+        for problem in problems:
+            print(f"warning: its one region is the whole image: {problem}", file=sys.stderr)
+    return RegionStore(path)
+
+
+def live_regions(config: Config, content: Readable[Tensor], names: Sequence[str], encoder: Encoder) -> Regions | None:
+    """The configured regions of images that are looked at once; `names` are their files', without suffixes."""
+    finder = region_finder(config, encoder)
+    return None if finder is None else FoundRegions(content, names, finder)
 
 
 @torch.inference_mode()

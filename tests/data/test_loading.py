@@ -10,6 +10,7 @@ from data.annotations import AnnotatedImage
 from data.loading import IGNORE, BatchKey, CaptionBatches, ImageFiles, distinct_captions, loader
 from data.transforms import Preprocessing
 from data.vocabulary import Vocabulary
+from models.pooling import Visual
 from models.tokens import END, START
 
 WORDS = ["a", "plane", "red", "two", "boats"]
@@ -19,8 +20,8 @@ VOCABULARY = Vocabulary.build([WORDS], 1)
 class Numbers:
     """Visual input that says which row and epoch it is of."""
 
-    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
-        return torch.tensor([[[float(row), float(epoch)]] for row in rows])
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
+        return Visual(torch.tensor([[[float(row), float(epoch)]] for row in rows]))
 
 
 def annotated(*captions: str, imgid: int = 0) -> AnnotatedImage:
@@ -44,7 +45,7 @@ def test_a_batch() -> None:
     assert data.rows == [0, 2]
     assert data.counts == (4, 3)
     batch = data[BatchKey(3, [2, 0])]
-    assert batch.visuals[:, 0].tolist() == [[2, 3], [0, 3]]
+    assert batch.visuals.content[:, 0].tolist() == [[2, 3], [0, 3]]
     assert batch.image_of.tolist() == [0, 1, 1]
     assert batch.weight.tolist() == [1, 2, 1]
     words = batch.words

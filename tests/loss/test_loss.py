@@ -322,3 +322,19 @@ def test_bad_input(batch: Batch) -> None:
         custum_loss(label_smoothing=1.5)
     with pytest.raises(TypeError):
         custum_loss(alpha=1.0)  # type: ignore[call-arg]
+
+
+def test_counts_of_each_caption_are_the_regions_that_its_image_has() -> None:
+    attention = torch.rand(3, 4, 6, dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor([6, 3, 1])[:, None]
+    attention = (attention * mask[:, None]) / (attention * mask[:, None]).sum(-1, keepdim=True)
+    logits, words = torch.randn(3, 4, 5, dtype=torch.float64), torch.randint(5, (3, 4))
+    loss = custum_loss(beta=0.3, gamma=0.7)
+    whole, terms = loss(logits, words, attention, mask.sum(-1), region_mask=mask, return_terms=True)
+    parts = [
+        loss(logits[b : b + 1], words[b : b + 1], attention[b : b + 1, :, :n], n, return_terms=True)[1]
+        for b, n in enumerate((6, 3, 1))
+    ]
+    for name in ("dsr", "avr"):  # as if the missing regions had never been
+        torch.testing.assert_close(terms[name], torch.stack([part[name] for part in parts]).mean())
+    assert torch.isfinite(whole)

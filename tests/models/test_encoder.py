@@ -5,6 +5,7 @@ import torch
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.pooling import Visual
 
 LITE = "tf_efficientnet_lite0"
 
@@ -58,7 +59,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode() -> Non
     model = captioner(trainable=False).train()
     assert not model.encoder.training and model.decoder.training
     images, tokens = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.ones(3, 4, dtype=torch.long)
-    output = model(images, tokens, torch.tensor([0, 0, 1]))
+    output = model(Visual(images), tokens, torch.tensor([0, 0, 1]))
     output.logits.sum().backward()
     assert all(p.grad is None for p in model.encoder.parameters())
     assert grouped(model) == len(list(model.decoder.parameters()))
@@ -68,7 +69,7 @@ def test_a_trained_encoder_gets_gradients_and_keeps_its_batch_statistics() -> No
     model = captioner(trainable=True).train()
     before = {k: v.clone() for k, v in model.encoder.state_dict().items() if "running" in k}
     images, tokens = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.ones(3, 4, dtype=torch.long)
-    model(images, tokens, torch.tensor([0, 0, 1])).logits.sum().backward()
+    model(Visual(images), tokens, torch.tensor([0, 0, 1])).logits.sum().backward()
     assert all(p.grad is not None for p in model.encoder.parameters())
     assert all(torch.equal(model.encoder.state_dict()[k], v) for k, v in before.items())
     groups = list(model.parameter_groups(0.1, 0.2, 0.3))
@@ -99,6 +100,6 @@ def test_stages_that_are_frozen_get_no_gradient(name: str, first_trained: str) -
 def test_features_and_images_take_the_same_way() -> None:
     model = captioner(trainable=False).eval()
     images, tokens = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.ones(2, 4, dtype=torch.long)
-    from_images = model(images, tokens, torch.arange(2))
-    from_features = model(model.encoder(images), tokens, torch.arange(2))
+    from_images = model(Visual(images), tokens, torch.arange(2))
+    from_features = model(Visual(model.encoder(images)), tokens, torch.arange(2))
     torch.testing.assert_close(from_images.logits, from_features.logits)

@@ -11,6 +11,7 @@ from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.encoder import Encoder
+from models.pooling import Visual
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
@@ -32,7 +33,7 @@ VOCABULARY = Vocabulary([*SPECIALS, "a", "plane", "caf\u00e9"])
 
 
 def captioner() -> Captioner:
-    return build_captioner(CONFIG.model, Encoder("resnet18"), len(VOCABULARY), 512).eval()
+    return build_captioner(CONFIG, Encoder("resnet18"), len(VOCABULARY), 512).eval()
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 def logits(model: Captioner) -> torch.Tensor:
     images = torch.arange(3 * 64 * 64, dtype=torch.uint8).view(1, 3, 64, 64)
     with torch.no_grad():
-        return model(images, torch.tensor([[1, 4, 5]]), torch.tensor([0])).logits
+        return model(Visual(images), torch.tensor([[1, 4, 5]]), torch.tensor([0])).logits
 
 
 def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
 def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
     def step(model: Captioner, optimizer: torch.optim.Optimizer) -> None:
         visuals, tokens = torch.randn(2, 4, 512), torch.tensor([[1, 4], [1, 5]])
-        model.train()(visuals, tokens, torch.arange(2)).logits.square().sum().backward()
+        model.train()(Visual(visuals), tokens, torch.arange(2)).logits.square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -20,6 +20,7 @@ from models.captioner import Captioner
 from models.decoder import Decoder
 from models.decoding import greedy
 from models.encoder import Encoder
+from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.cider_reward import CiderReward
 from utils.config import RewardConfig, load_config
@@ -40,8 +41,9 @@ KEY = BatchKey(0, [0, 1, 2, 3, 4])
 class Features:
     """Random features, each row's own."""
 
-    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
-        return torch.stack([torch.randn(4, 512, generator=torch.Generator().manual_seed(row)) for row in rows])
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
+        features = [torch.randn(4, 512, generator=torch.Generator().manual_seed(row)) for row in rows]
+        return Visual(torch.stack(features))
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_the_step_is_the_policy_gradient(warm: Captioner, batches: CaptionBatche
         batch.tokens, batch.image_of, batch.weight, batch.guides["weight"], strict=True
     ):
         length = int((row != PAD).sum()) - 1
-        regions = naive.regions(batch.visuals[image : image + 1])
+        regions = naive.regions(Visual(batch.visuals.content[image : image + 1]))
         state = naive.decoder.start(regions)
         log_p = torch.zeros(())
         for t in range(length):

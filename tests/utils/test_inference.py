@@ -8,6 +8,7 @@ from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.pooling import Visual
 from utils.config import DecodingConfig
 from utils.inference import Caption, caption_rows
 
@@ -15,8 +16,9 @@ VOCABULARY = Vocabulary([*SPECIALS, "a", "red", "blue", "plane", "boat"])
 
 
 class Features:
-    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
-        return torch.stack([torch.randn(4, 512, generator=torch.Generator().manual_seed(row)) for row in rows])
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
+        features = [torch.randn(4, 512, generator=torch.Generator().manual_seed(row)) for row in rows]
+        return Visual(torch.stack(features))
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,6 @@ def test_a_run_hands_on_its_encoder(tmp_path: Path) -> None:
     encoder.mean.fill_(0.25)
     config = parse_config({"model": {"encoder": {"name": "resnet18"}, "decoder": {"width": 8}}}, "a test")
     vocabulary = Vocabulary.build([["a", "plane"]], 1)
-    captioner = build_captioner(config.model, encoder, len(vocabulary), 512)
+    captioner = build_captioner(config, encoder, len(vocabulary), 512)
     save_checkpoint(tmp_path / "best.safetensors", Checkpoint(captioner, vocabulary, Preprocessing(), config, {}))
     assert digest(load_encoder("resnet18", str(tmp_path / "best.safetensors"))) == digest(encoder)

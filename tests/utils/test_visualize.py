@@ -4,15 +4,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.visualize import Panel, attention_figure, attention_maps
+from utils.visualize import Panel, attention_figure, outlines, paint
 
 
-def test_maps_are_the_grid_row_by_row() -> None:
-    maps = attention_maps(np.arange(18.0).reshape(2, 9))
+def test_a_grid_is_painted_row_by_row() -> None:
+    maps = paint(np.arange(18.0).reshape(2, 9), None)
     assert maps.shape == (2, 3, 3)
     assert maps[1, 0].tolist() == [9, 10, 11]
     with pytest.raises(ValueError, match="no square grid"):
-        attention_maps(np.zeros((2, 8)))
+        paint(np.zeros((2, 8)), None)
+
+
+def test_a_pixel_has_the_attention_of_all_its_regions() -> None:
+    rng = np.random.default_rng(0)
+    attention, masks = rng.random((3, 5)), rng.random((5, 4, 6)) < 0.4
+    found = paint(attention, masks)
+    for t, y, x in np.ndindex(3, 4, 6):
+        assert abs(found[t, y, x] - sum(attention[t, n] for n in range(5) if masks[n, y, x])) < 1e-12
+    cells = np.eye(9, dtype=bool).reshape(9, 3, 3)  # a grid, given as masks
+    np.testing.assert_allclose(paint(attention[:, :1] * np.ones(9), cells), paint(attention[:, :1] * np.ones(9), None))
+
+
+def test_outlines_are_where_regions_end() -> None:
+    masks = np.zeros((3, 4, 4), bool)  # left half, right half, and a region that is missing
+    masks[0, :, :2], masks[1, :, 2:] = True, True
+    assert np.argwhere(outlines(masks)).tolist() == [[y, 1] for y in range(4)]
 
 
 def test_attention_shows_where_it_lies(tmp_path: Path) -> None:
