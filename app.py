@@ -1,0 +1,218 @@
+"""A page to try a captioner on: python app.py [CHECKPOINT...] [--port 7860].
+
+Drop an image or pick an example: it shows the caption, what else the beam found, and where the decoder looked for the
+word under the pointer. CHECKPOINTs can be chosen on the page (default: the one that ships, and those under runs/).
+"""
+
+import argparse
+
+from utils.files import run_program
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or `words`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help="best.safetensors of a run")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
+
+import base64
+import html
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.errors import UserError
+from data.images import read_image
+from data.synthetic import SCENE_TYPES, generate_scene
+from data.transforms import to_channels_first
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from utils.devices import best_device, choose_precision
+from utils.inference import Caption, caption_batch
+from utils.visualize import attention_maps
+
+MAX_BYTES, MAX_PIXELS = "25mb", 50_000_000  # of an upload
+WAITING = 16  # people in the queue; one is served at a time
+EXAMPLES = ("airport", "bridge", "farmland", "port", "stadium", "storagetanks")
+SHOWN = 448  # pixels of the picture on the page
+
+STYLE = """
+.look { display: flex; flex-wrap: wrap; gap: 1.5rem; padding: 0; }
+.look .view { flex: 0 1 448px; width: 100%; }
+.look .stage { position: relative; aspect-ratio: 1; margin-bottom: .75rem; }
+.look .stage img { position: absolute; inset: 0; width: 100%; height: 100%; border-radius: 6px; margin: 0; }
+.look .over { opacity: 0; transition: opacity .15s; }
+.look .over.on { opacity: 1; }
+.look ol { flex: 1 1 260px; min-width: 0; list-style: none; padding: 0; margin: 0; }
+.look li { display: flex; gap: .75rem; align-items: baseline; margin: 0 0 .4rem; line-height: 1.6; }
+.look li:first-child { font-size: 1.4rem; }
+.look .score { flex: 0 0 3rem; text-align: right; opacity: .65; font-size: .9rem; }
+.look button { all: unset; padding: 0 .15em; border-radius: 4px; cursor: pointer; }
+.look button.on, .look button:hover, .look button:focus-visible { background: #fed976; color: #000; }
+.look input { width: 100%; }
+"""
+
+# One listener on the element: what it holds is replaced with every image.
+SCRIPT = """
+const show = (key) => {
+  for (const part of element.querySelectorAll('[data-key]')) part.classList.toggle('on', part.dataset.key === key);
+  const slider = element.querySelector('input[type=range]');
+  const [beam, word] = (key || '').split('-');
+  if (slider && beam === '0') slider.value = Number(word) + 1;
+};
+for (const kind of ['pointerover', 'focusin', 'click'])
+  element.addEventListener(kind, (event) => event.target.matches('button[data-key]') && show(event.target.dataset.key));
+element.addEventListener('input', (event) => show(event.target.value > 0 ? `0-${event.target.value - 1}` : ''));
+"""
+
+
+@lru_cache(maxsize=2)
+def open_checkpoint(path: str) -> Checkpoint:
+    """A checkpoint on the best device; the last two stay in memory."""
+    checkpoint = load_checkpoint(Path(path))
+    checkpoint.captioner.to(best_device())
+    return checkpoint
+
+
+def look(image: Path, path: str) -> str:
+    """The picture, its captions and their attention as HTML, for an image file and a checkpoint's path.
+
+    Raises `UserError` where the image cannot be read or has more than `MAX_PIXELS`.
+    """
+    with suppress(OSError, Image.DecompressionBombError), Image.open(image) as opened:  # read_image says what is wrong
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{image}: {width} x {height} pixels are too many for this page; tile or shrink it")
+    checkpoint = open_checkpoint(path)
+    pixels = checkpoint.preprocessing.transform()(image=read_image(image))["image"]
+    visuals = torch.from_numpy(to_channels_first(pixels))[None]
+    decoding = checkpoint.config.decoding.model_copy(update={"method": "beam"})
+    precision = choose_precision("auto", best_device())
+    captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visuals, decoding, precision, seed=0)[0]
+    return render(pixels, captions)
+
+
+def render(pixels: np.ndarray, captions: Sequence[Caption]) -> str:
+    """HTML of an image uint8 [H, W, 3] under the attention of each word of each caption, best first.
+
+    Words are escaped: a checkpoint's vocabulary is anybody's text.
+    """
+    most = max(float(caption.attention.max(initial=0)) for caption in captions)
+    overlays, lines = [], []
+    for beam, caption in enumerate(captions):
+        words = []
+        for i, (word, looked) in enumerate(zip(caption.words, attention_maps(caption.attention), strict=True)):
+            key = f'data-key="{beam}-{i}"'
+            overlays.append(f'<img class="over" alt="" {key} src="{_heat(looked, most)}">')
+            words.append(f"<button {key}>{html.escape(word)}</button>")
+        score = f'<span class="score" title="geometric mean of the words\' probabilities">{math.exp(caption.score):.0%}'
+        lines.append(f"<li>{score}</span><span>{' '.join(words)}</span></li>")
+    picture = io.BytesIO()
+    Image.fromarray(pixels).resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=90)
+    best = html.escape(captions[0].text)
+    slider = f'<input type="range" min="0" max="{len(captions[0].words)}" value="0" aria-label="word">'
+    return f"""
+        <div class="look">
+          <div class="view">
+            <div class="stage"><img alt="{best}" src="{_url(picture, "jpeg")}">{"".join(overlays)}</div>
+            <label>Where it looked, word by word{slider}</label>
+          </div>
+          <ol>{"".join(lines)}</ol>
+        </div>"""
+
+
+def _heat(looked: np.ndarray, most: float) -> str:
+    """Attention [h, w] as a picture of as many pixels, transparent up to an even look; the browser smooths it."""
+    from matplotlib import colormaps
+
+    even = 1 / looked.size
+    colours = colormaps["YlOrRd"](looked / most)
+    colours[..., 3] = np.clip((looked - even) / max(most - even, 1e-9), 0, 1) ** 0.7 * 0.85
+    buffer = io.BytesIO()
+    Image.fromarray((colours * 255).astype(np.uint8), "RGBA").save(buffer, "PNG")
+    return _url(buffer, "png")
+
+
+def _url(content: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Synthetic scenes to try it on, without anything downloaded."""
+    paths = []
+    for name in EXAMPLES:
+        paths.append(folder / f"{name}.png")
+        Image.fromarray(generate_scene(1, SCENE_TYPES.index(name), 224).image).save(paths[-1])
+    return paths
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Open the page and serve it until it is stopped."""
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("the page needs Gradio: pip install -r requirements-app.txt") from None
+    found = arguments.checkpoints or [str(SHIPPED), *map(str, sorted(Path("runs").glob("*/best.safetensors")))]
+    for path in arguments.checkpoints or found[:1]:
+        open_checkpoint(path)  # what is broken is said now
+
+    def answer(image: str | None, path: str) -> str:
+        if image is None:
+            return ""
+        try:
+            return look(Path(image), path)
+        except UserError as error:
+            # Pillow's own words, in brackets, would name the server's folders
+            said = re.sub(r" \(.*\)", "", str(error).replace(str(Path(image).parent) + os.sep, ""))
+            raise gradio.Error(said, duration=None) from None
+
+    with TemporaryDirectory() as folder, gradio.Blocks(title="Nadir", analytics_enabled=False) as page:
+        examples = write_examples(Path(folder))
+        gradio.Markdown(
+            "# Nadir\nAerial and satellite images in words. Drop an image, or pick one of the drawn scenes."
+        )
+        with gradio.Row():
+            image = gradio.File(label="Image", file_types=["image"], type="filepath", height=140)
+            gallery = gradio.Gallery(
+                [str(path) for path in examples], label="Examples", columns=6, height=140, allow_preview=False
+            )
+        chosen = gradio.Dropdown(found, value=found[0], label="Checkpoint", visible=len(found) > 1)
+        result = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT, elem_id="result")
+
+        def pick(event: gradio.SelectData) -> str:
+            return str(examples[event.index])
+
+        gallery.select(pick, None, image)
+        for event in (image.change, chosen.change):
+            event(answer, [image, chosen], result, concurrency_limit=1)
+        page.queue(max_size=WAITING)
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            max_file_size=MAX_BYTES,
+            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            footer_links=[],
+            allowed_paths=[folder],
+            share=False,
+        )
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(ARGUMENTS))
