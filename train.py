@@ -121,11 +121,14 @@ def main(config: Config, resume: bool) -> None:
         visuals: dict[str, Visuals] = {}
         for split in images:
             content: Content
+            learning = split == "train"
             if config.model.encoder.trainable:
-                content = image_files(config, dataset, images[split], config.data.augment and split == "train")
+                content = image_files(config, dataset, images[split], config.data.augment and learning)
             else:
-                views = config.data.views if split == "train" else 1
-                content = frozen_features(config, dataset, images[split], encoder, precision, views)
+                views = config.data.views if learning else config.decoding.views
+                content = frozen_features(
+                    config, dataset, images[split], encoder, precision, views, averaged=not learning
+                )
             visuals[split] = Visuals(content, stored_regions(config, dataset, images[split], encoder))
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     vocabulary = init.vocabulary if init else Vocabulary.build(words, config.data.min_count)

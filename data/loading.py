@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from data.annotations import AnnotatedImage
 from data.images import read_image
 from data.tokenizer import tokenize
-from data.transforms import Preprocessing, to_channels_first, turned, view_of
+from data.transforms import Preprocessing, to_channels_first, view_of
 from data.vocabulary import Vocabulary
 from models.pooling import Visual
 from models.tokens import PAD
+from models.views import turned
 
 IGNORE = -100  # what the losses do not count as a word
 T = TypeVar("T", covariant=True)

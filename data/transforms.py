@@ -6,13 +6,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
 import albumentations as A
 
-VIEWS = 8  # turns and flips of the square (its symmetry group, D4): an aerial image has no up
+from models.views import VIEWS
+
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
 
@@ -36,7 +35,7 @@ class Preprocessing:
     def transform(self, augment: bool = False) -> A.Compose:
         """`transform(image=[H, W, 3])["image"]` is uint8 [size, size, 3].
 
-        With `augment` a mild change of colour; `set_random_seed` fixes which. Turns and flips are `turned`'s.
+        With `augment` a mild change of colour; `set_random_seed` fixes which. Turns and flips are in models/views.py.
         """
         steps: list[Any] = [
             A.Resize(
@@ -55,17 +54,6 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """The fields, for a checkpoint's metadata; `Preprocessing(**fields)` is the way back."""
         return asdict(self)
-
-
-def turned(images: Tensor, view: int) -> Tensor:
-    """One of the eight turns and flips of square images [..., S, S]; view 0 is the image as it is.
-
-        view = 4 flip + quarters:  rot90(fliplr(image) if flip else image, quarters), anticlockwise, as numpy's
-
-    A grid of cells turns like the image that it lies on, so a map of regions and what an encoder sees stay in step.
-    """
-    flip, quarters = divmod(view, 4)
-    return torch.rot90(images.flip(-1) if flip else images, quarters, (-2, -1))
 
 
 def view_of(seed: int, epoch: int, row: int, views: int = VIEWS) -> int:

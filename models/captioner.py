@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
 from models.pooling import Visual, pool_regions
+from models.views import mean_over_views
 
 
 class Output(NamedTuple):
@@ -65,16 +66,16 @@ class Captioner(nn.Module):
                 module.eval()
         return self
 
-    def features(self, content: Tensor) -> Tensor:
-        """Features [B, h * w, D] of images, or features as they are."""
+    def features(self, content: Tensor, views: int = 1) -> Tensor:
+        """Features [B, h * w, D] of images, averaged over their first `views` turns and flips, or as they are."""
         if content.ndim == 3:
             return content.to(self.decoder.key.weight.dtype)
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
-            return self.encoder(content)
+            return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
 
-    def regions(self, visual: Visual) -> Regions:
+    def regions(self, visual: Visual, views: int = 1) -> Regions:
         """What decoding needs of each image."""
-        return self._prepare(self.features(visual.content), visual.shares)
+        return self._prepare(self.features(visual.content, views), visual.shares)
 
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""

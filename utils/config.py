@@ -146,6 +146,7 @@ class DecodingConfig(Section):
     max_words: Count = 30
     length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
     temperature: Positive = 1.0  # of sampling
+    views: Literal[1, 8] = 1  # turns and flips of an image whose features are averaged; 8 is test-time augmentation
 
 
 class TrackingConfig(Section):

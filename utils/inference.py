@@ -71,7 +71,7 @@ def caption_batch(
 
 def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
     """The hypotheses for each image of a batch by the configured method; `seed` fixes what sampling draws."""
-    regions = captioner.regions(visual)
+    regions = captioner.regions(visual, decoding.views)
     match decoding.method:
         case "beam":
             return beam_search(

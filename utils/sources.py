@@ -21,8 +21,9 @@ from data.parquet import find_parquet, unpack_parquet
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
 from data.regions import RegionFinder, RegionSpec
 from data.synthetic import VERSION, write_dataset
-from data.transforms import Preprocessing, turned
+from data.transforms import Preprocessing
 from models.encoder import Encoder
+from models.views import mean_over_views, turned
 from utils.config import Config
 from utils.devices import autocast
 from utils.pretrained import digest
@@ -80,12 +81,14 @@ def frozen_features(
     encoder: Encoder,
     precision: str,
     views: int = 1,
+    averaged: bool = False,
 ) -> FeatureStore:
     """The features of a frozen encoder, from the store in `data.cache_dir`; made now where they are not there.
 
     With `views=8` the store holds every turn and flip of each image, of which an epoch sees one: augmentation for an
-    encoder that is not trained. The store's name depends on the encoder and a digest of its weights, the
-    preprocessing, the views, and name, size and time of every file, so that features of anything else are never found.
+    encoder that is not trained; `averaged`, it holds their mean. The store's name depends on the encoder and a digest
+    of its weights, the preprocessing, the views, and name, size and time of every file, so that features of anything
+    else are never found.
     """
     files = image_files(config, dataset, images)
     description = {
@@ -95,6 +98,7 @@ def frozen_features(
         "preprocessing": preprocessing_of(config).to_dict(),
         "blank": config.data.blank_images,
         "views": views,
+        "averaged": averaged,
         "split": images[0].split,
         "dataset": dataset.spec.name,
     }
@@ -103,7 +107,8 @@ def frozen_features(
         size = max(1, config.model.encoder.batch_size // views)  # images at a time, so that the encoder sees as many
         keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
         chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
-        encode_all = partial(encode_views, encoder, precision=precision, views=views)
+        look = encode_mean if averaged else encode_views
+        encode_all = partial(look, encoder, precision=precision, views=views)
         build_store(path, chunks, len(images), encode_all, description)
     return FeatureStore(path, config.seed)
 
@@ -163,6 +168,11 @@ def encode_views(encoder: Encoder, images: Tensor, precision: str, views: int) -
     """Features [b, views, N, D] of the first `views` turns and flips of uint8 images [b, 3, S, S]."""
     seen = torch.stack([turned(images, view) for view in range(views)], 1)  # [b, views, 3, S, S]
     return encode(encoder, seen.flatten(0, 1), precision).unflatten(0, seen.shape[:2])
+
+
+def encode_mean(encoder: Encoder, images: Tensor, precision: str, views: int) -> Tensor:
+    """Features [b, 1, N, D] of uint8 images [b, 3, S, S], the mean over their first `views` turns and flips."""
+    return mean_over_views(partial(encode, encoder, precision=precision), images, views)[:, None]
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

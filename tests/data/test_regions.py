@@ -11,7 +11,8 @@ from data.images import read_image
 from data.loading import ImageFiles, Visuals
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
 from data.regions import RegionFinder, RegionSpec, cell_shares, grouping, segment, unpacked
-from data.transforms import VIEWS, Preprocessing, turned, view_of
+from data.transforms import Preprocessing, view_of
+from models.views import VIEWS, turned
 
 BLOCKS = np.zeros((64, 64, 3), np.uint8)  # four flat quarters
 BLOCKS[:32, :32], BLOCKS[:32, 32:], BLOCKS[32:, :32], BLOCKS[32:, 32:] = (250, 0, 0), (0, 250, 0), (0, 0, 250), 120

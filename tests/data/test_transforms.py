@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import VIEWS, Preprocessing, to_channels_first, turned, view_of
+from data.transforms import Preprocessing, to_channels_first, view_of
+from models.views import VIEWS, turned
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

@@ -6,10 +6,13 @@ import torch
 
 from data.datasets import load_dataset
 from data.images import read_image
-from data.transforms import VIEWS, view_of
+from data.transforms import view_of
+from models.captioner import Captioner
+from models.decoder import Decoder
 from models.encoder import Encoder
+from models.views import VIEWS
 from utils.config import Config, parse_config
-from utils.sources import frozen_features, hold_back, open_dataset
+from utils.sources import frozen_features, hold_back, image_files, open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,14 @@ def test_images_held_back_leave_train_and_nothing_else(scenes: Path) -> None:
     for split in ("val", "test"):
         assert some.split(split) == whole.split(split)
     assert hold_back(whole, 0.0) == whole
+
+
+@torch.inference_mode()
+def test_an_averaged_store_holds_what_the_captioner_averages(config: Config, encoder: Encoder) -> None:
+    dataset = open_dataset(config)
+    images = dataset.split("val")
+    store = frozen_features(config, dataset, images, encoder, "fp32", VIEWS, averaged=True)
+    captioner = Captioner(encoder, Decoder(9, 1280, 8, 0.0)).eval()
+    expected = captioner.features(image_files(config, dataset, images).read(range(3)), VIEWS)
+    # the store is float16
+    torch.testing.assert_close(store.read([0, 1, 2], epoch=3).float(), expected, rtol=1e-3, atol=1e-3)

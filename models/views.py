@@ -1,0 +1,43 @@
+"""The eight turns and flips of a square image (its symmetry group, D4): an aerial image has no up."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+VIEWS = 8
+
+
+def turned(images: Tensor, view: int) -> Tensor:
+    """One of the eight turns and flips of square images [..., S, S]; view 0 is the image as it is.
+
+        view = 4 flip + quarters:  rot90(fliplr(image) if flip else image, quarters), anticlockwise, as numpy's
+
+    A grid of cells turns like the image that it lies on, so a map of regions and what an encoder sees stay in step.
+    """
+    flip, quarters = divmod(view, 4)
+    return torch.rot90(images.flip(-1) if flip else images, quarters, (-2, -1))
+
+
+def turned_back(images: Tensor, view: int) -> Tensor:
+    """The inverse: `turned_back(turned(images, view), view)` are the images [..., S, S]."""
+    flip, quarters = divmod(view, 4)
+    upright = torch.rot90(images, -quarters, (-2, -1))
+    return upright.flip(-1) if flip else upright
+
+
+def mean_over_views(encode: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
+    """The features of images [B, 3, S, S] averaged over their first `views` turns and flips, float32 [B, h * h, D].
+
+        f = 1/views sum_v turned_back(encode(turned(images, v)), v)
+
+    Every cell is averaged with itself as the other views show it. `encode` gives features [B, h * h, D].
+    """
+    total = torch.zeros(())
+    for view in range(views):
+        features = encode(turned(images, view)).float()
+        side = math.isqrt(features.shape[1])
+        grid = features.transpose(1, 2).unflatten(2, (side, side))  # [B, D, h, h]
+        total = total.to(grid.device) + turned_back(grid, view)
+    return (total / views).flatten(2).transpose(1, 2)
