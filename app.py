@@ -36,17 +36,16 @@ from tempfile import TemporaryDirectory
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.errors import UserError
-from data.images import read_image
+from data.loading import ImageFiles, Visuals
 from data.synthetic import SCENE_TYPES, generate_scene
-from data.transforms import to_channels_first
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.devices import best_device, choose_precision
 from utils.inference import Caption, caption_batch
-from utils.visualize import attention_maps
+from utils.sources import live_regions
+from utils.visualize import outlines, paint
 
 MAX_BYTES, MAX_PIXELS = "25mb", 50_000_000  # of an upload
 WAITING = 16  # people in the queue; one is served at a time
@@ -101,26 +100,34 @@ def look(image: Path, path: str) -> str:
         if width * height > MAX_PIXELS:
             raise UserError(f"{image}: {width} x {height} pixels are too many for this page; tile or shrink it")
     checkpoint = open_checkpoint(path)
-    pixels = checkpoint.preprocessing.transform()(image=read_image(image))["image"]
-    visuals = torch.from_numpy(to_channels_first(pixels))[None]
+    content = ImageFiles([image], checkpoint.preprocessing)
+    visuals = Visuals(content, live_regions(checkpoint.config, content, [image.stem], checkpoint.captioner.encoder))
+    visual = visuals.read([0])
     decoding = checkpoint.config.decoding.model_copy(update={"method": "beam"})
     precision = choose_precision("auto", best_device())
-    captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visuals, decoding, precision, seed=0)[0]
-    return render(pixels, captions)
+    captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visual, decoding, precision, seed=0)[0]
+    return render(visual.content[0].permute(1, 2, 0).numpy(), captions, visuals.masks(0))
 
 
-def render(pixels: np.ndarray, captions: Sequence[Caption]) -> str:
+def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | None) -> str:
     """HTML of an image uint8 [H, W, 3] under the attention of each word of each caption, best first.
 
-    Words are escaped: a checkpoint's vocabulary is anybody's text.
+    `masks` bool [N, H, W] are the regions that the attention is over, drawn with their outlines; None: a grid. Words
+    are escaped: a checkpoint's vocabulary is anybody's text.
     """
-    most = max(float(caption.attention.max(initial=0)) for caption in captions)
+    painted = [paint(caption.attention, masks) for caption in captions]
+    even = 1 / (captions[0].attention.shape[1] if masks is None else masks.any((1, 2)).sum())
+    most = max(2 * even, *(float(maps.max(initial=0)) for maps in painted))
     overlays, lines = [], []
-    for beam, caption in enumerate(captions):
+    if masks is not None:
+        edges = np.zeros((*masks.shape[1:], 4), np.uint8)
+        edges[outlines(masks)] = (255, 255, 255, 170)
+        overlays.append(f'<img class="edges" alt="" src="{_png(edges)}">')
+    for beam, (caption, maps) in enumerate(zip(captions, painted, strict=True)):
         words = []
-        for i, (word, looked) in enumerate(zip(caption.words, attention_maps(caption.attention), strict=True)):
+        for i, (word, looked) in enumerate(zip(caption.words, maps, strict=True)):
             key = f'data-key="{beam}-{i}"'
-            overlays.append(f'<img class="over" alt="" {key} src="{_heat(looked, most)}">')
+            overlays.append(f'<img class="over" alt="" {key} src="{_png(_heat(looked, even, most))}">')
             words.append(f"<button {key}>{html.escape(word)}</button>")
         score = f'<span class="score" title="geometric mean of the words\' probabilities">{math.exp(caption.score):.0%}'
         lines.append(f"<li>{score}</span><span>{' '.join(words)}</span></li>")
@@ -138,15 +145,18 @@ def render(pixels: np.ndarray, captions: Sequence[Caption]) -> str:
         </div>"""
 
 
-def _heat(looked: np.ndarray, most: float) -> str:
-    """Attention [h, w] as a picture of as many pixels, transparent up to an even look; the browser smooths it."""
+def _heat(looked: np.ndarray, even: float, most: float) -> np.ndarray:
+    """Attention [h, w] as RGBA of as many pixels, transparent up to an even look; the browser smooths it."""
     from matplotlib import colormaps
 
-    even = 1 / looked.size
     colours = colormaps["YlOrRd"](looked / most)
-    colours[..., 3] = np.clip((looked - even) / max(most - even, 1e-9), 0, 1) ** 0.7 * 0.85
+    colours[..., 3] = np.clip((looked - even) / (most - even), 0, 1) ** 0.7 * 0.85
+    return (colours * 255).astype(np.uint8)
+
+
+def _png(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray((colours * 255).astype(np.uint8), "RGBA").save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return _url(buffer, "png")
 
 

@@ -1,5 +1,7 @@
 """The page in a real browser: upload, caption, attention that follows the word, messages, a phone's width."""
 
+import base64
+import io
 import re
 import shutil
 import socket
@@ -26,9 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_words_of_a_checkpoint_are_escaped() -> None:
     words = ["<script>alert(1)</script>", "\"><img onerror='x'>"]
     looked = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]], np.float32)
-    page = app.render(
-        np.zeros((32, 32, 3), np.uint8), [Caption(words, -0.5, looked), Caption(words[:1], -1, looked[:1])]
-    )
+    captions = [Caption(words, -0.5, looked), Caption(words[:1], -1, looked[:1])]
+    page = app.render(np.zeros((32, 32, 3), np.uint8), captions, None)
     tags: list[tuple[str, dict[str, str | None]]] = []
 
     class Reader(HTMLParser):
@@ -40,6 +41,16 @@ def test_words_of_a_checkpoint_are_escaped() -> None:
     assert [a["data-key"] for tag, a in tags if tag == "button"] == ["0-0", "0-1", "1-0"]
     assert [a["data-key"] for tag, a in tags if tag == "img" and "data-key" in a] == ["0-0", "0-1", "1-0"]
     assert "61%" in page and "37%" in page  # exp of the scores
+
+
+def test_regions_have_outlines() -> None:
+    masks = np.zeros((2, 32, 32), bool)
+    masks[0, :, :16], masks[1, :, 16:] = True, True
+    page = app.render(np.zeros((32, 32, 3), np.uint8), [Caption(["road"], -1, np.array([[0.9, 0.1]]))], masks)
+    sources = re.findall(r'class="(edges|over)"[^>]*base64,([^"]+)"', page)
+    edges, over = (np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))) for _, source in sources)
+    assert edges[:, 15, 3].all() and edges[..., 3].astype(bool).sum() == 32
+    assert over[:, :16, 3].min() > 150 and over[:, 16:, 3].max() == 0  # only what is looked at more than evenly
 
 
 def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
