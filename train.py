@@ -35,7 +35,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -53,14 +52,13 @@ from loss import LossFactory, LossResult, build_loss
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
-    load_init,
     load_state,
     save_checkpoint,
     save_state,
 )
 from utils.devices import best_device, choose_precision, keep_freed_memory
 from utils.guides import TARGET as GUIDES
-from utils.guides import Guides
+from utils.guides import Guides, load_models
 from utils.heads import HEADS, score_heads
 from utils.heads import OUT as HEADS_OUT
 from utils.heads import TARGET as HEADS_TARGET
@@ -110,7 +108,7 @@ def main(config: Config, resume: bool) -> None:
     # Data: annotations, words, and what the decoder will look at.
     with accelerator.main_process_first():
         dataset = open_dataset(config)
-        init = load_init(Path(config.train.init), config.model) if config.train.init else None
+        init, teachers = load_models(config)
         known = (
             load_encoder(config.model.encoder.name, config.model.encoder.weights)
             if init is None
@@ -131,7 +129,8 @@ def main(config: Config, resume: bool) -> None:
                 )
             visuals[split] = Visuals(content, stored_regions(config, dataset, images[split], encoder))
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
-    vocabulary = init.vocabulary if init else Vocabulary.build(words, config.data.min_count)
+    given = [model.vocabulary for model in (init, *teachers) if model]
+    vocabulary = given[0] if given else Vocabulary.build(words, config.data.min_count)
     _, channels = encoder.output_shape(config.data.size)
     asked = [name for name in HEADS if name in criteria.heads]
     heads = {name: HEADS[name](config.model.heads, images["train"], channels) for name in asked}
@@ -145,7 +144,7 @@ def main(config: Config, resume: bool) -> None:
     captioner = build_captioner(config, encoder, len(vocabulary), channels, modules).to(accelerator.device)
     if init:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
-    guides = Guides(config, criteria, captioner, init, dataset, batches, vocabulary, precision)
+    guides = Guides(config, criteria, captioner, init, teachers, dataset, batches, precision)
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]

@@ -7,7 +7,6 @@ preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, o
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
-from utils.config import Config, ModelConfig, parse_config
+from utils.config import Config, parse_config
 
 FORMAT = "nadir-1"
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
@@ -91,16 +90,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
-
-
-def load_init(path: Path, model: ModelConfig) -> Checkpoint:
-    """The checkpoint that a run of `model` begins with; `UserError` where encoder or decoder differ from it."""
-    init = load_checkpoint(path)
-    for part in ("encoder.name", "decoder.width"):
-        had, wanted = (attrgetter(part)(which) for which in (init.config.model, model))
-        if had != wanted:
-            raise UserError(f"{path}: trained with model.{part}={had}, not {wanted}; begin with the same")
-    return init
 
 
 def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ class DataConfig(Section):
     views: Literal[1, 8] = 1  # of each train image in a frozen encoder's store: 8 are all turns and flips
     blank_images: bool = False  # grey images for real ones: what the captions' habits alone are worth
     held_back: Share = 0.0  # share of the train images that is kept for choosing, as the split "held-back"
-    limit: Natural = 0  # use only so many images of each split; 0: all
+    limit: Natural = 0  # use only so many images of each split, evenly spread; 0: all
     workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
     cache_dir: str = "cache"  # synthetic scenes and feature stores
 
@@ -133,7 +133,7 @@ class TrainConfig(Section):
     patience: Count = 5  # epochs without a better CIDEr on val before it stops
     log_every: Count = 20  # steps
     init: str | None = None  # checkpoint to begin with, encoder and words included; target.ref_logits are its logits
-    teachers: list[str] = []  # checkpoints whose mean probabilities are target.teacher_logits
+    teachers: list[str] = []  # checkpoints; their mean probabilities are target.teacher_logits, their words the run's
     reward: RewardConfig | None = None  # for losses that weigh captions: cross_entropy without label smoothing
     updates: Count = 1  # steps made with the same batches and samples
 

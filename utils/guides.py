@@ -8,6 +8,7 @@ what it would say next (distillation, anchors).
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Batch, CaptionBatches, Readable, Visuals
-from data.vocabulary import Vocabulary
 from loss import LossFactory
 from models.captioner import Captioner
 from models.decoding import greedy, sample
@@ -33,6 +33,25 @@ from utils.sources import frozen_features, stored_regions
 TARGET = {"teacher_logits": "teachers", "ref_logits": "init", "old_policy": "reward"}
 
 
+def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """The checkpoints `train.init` and `train.teachers`.
+
+    Raises `UserError` where `train.init` has not the run's encoder, decoder and regions, or where two have other words.
+    """
+    paths = [path for path in (config.train.init, *config.train.teachers) if path]
+    loaded = [load_checkpoint(Path(path)) for path in paths]
+    for path, checkpoint in zip(paths, loaded, strict=True):
+        if checkpoint.vocabulary.words != loaded[0].vocabulary.words:
+            raise UserError(f"{path}: other words than {paths[0]} has; train both on the same captions")
+    if config.train.init is None:
+        return None, loaded
+    for part in ("model.encoder.name", "model.decoder.width", "regions"):
+        had, wanted = (attrgetter(part)(which) for which in (loaded[0].config, config))
+        if had != wanted:
+            raise UserError(f"{paths[0]}: trained with {part}={had}, not {wanted}; begin with the same")
+    return loaded[0], loaded[1:]
+
+
 class Guides:
     """All guides of a run; `guides(batch, epoch)` is what the step is made with.
 
@@ -40,8 +59,8 @@ class Guides:
     `train.init`; `old_policy`, the captioner's own logits when the captions were sampled.
 
     Args:
-        config, criteria, captioner: the run's. init: the checkpoint that it began with. dataset, batches: what it is
-            trained on. vocabulary: its words. precision: of its products.
+        config, criteria, captioner: the run's. init, teachers: the checkpoints of `train`. dataset, batches: what it
+            is trained on. precision: of its products.
     """
 
     def __init__(
@@ -50,9 +69,9 @@ class Guides:
         criteria: LossFactory,
         captioner: Captioner,
         init: Checkpoint | None,
+        teachers: Sequence[Checkpoint],
         dataset: CaptionDataset,
         batches: CaptionBatches,
-        vocabulary: Vocabulary,
         precision: str,
     ) -> None:
         self.precision = precision
@@ -65,15 +84,9 @@ class Guides:
         if init and "target.ref_logits" in criteria.reads:
             self.sources["ref_logits"] = Teachers([init.captioner], [None], captioner.encoder.mean.device, precision)
         if "target.teacher_logits" in criteria.reads:
-            loaded = [load_checkpoint(Path(path)) for path in config.train.teachers]
-            for path, teacher in zip(config.train.teachers, loaded, strict=True):
-                if teacher.vocabulary.words != vocabulary.words:
-                    raise UserError(
-                        f"{path}: a teacher of other words; train it on the same captions, data.min_count too"
-                    )
-            seen = [self._visuals(config, teacher, dataset) for teacher in loaded]
-            teachers = Teachers([t.captioner for t in loaded], seen, captioner.encoder.mean.device, precision)
-            self.sources["teacher_logits"] = teachers
+            seen = [self._visuals(config, teacher, dataset) for teacher in teachers]
+            device = captioner.encoder.mean.device
+            self.sources["teacher_logits"] = Teachers([t.captioner for t in teachers], seen, device, precision)
 
     def _visuals(self, config: Config, teacher: Checkpoint, dataset: CaptionDataset) -> Visuals | None:
         """What a teacher looks at: the images that the student sees, or its own encoder's features of them."""

@@ -43,12 +43,14 @@ def open_dataset(config: Config) -> CaptionDataset:
     dataset = hold_back(load_dataset(config.dataset, root, config.data.convention), config.data.held_back)
     if not config.data.limit:
         return dataset
-    kept = [
-        image
-        for split in dict.fromkeys(image.split for image in dataset.images)
-        for image in dataset.split(split)[: config.data.limit]
-    ]
-    return replace(dataset, images=tuple(kept))
+    splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
+    return replace(dataset, images=tuple(image for split in splits for image in thinned(split, config.data.limit)))
+
+
+def thinned(images: Sequence[AnnotatedImage], limit: int) -> list[AnnotatedImage]:
+    """At most `limit` images, evenly spread: data sets list one scene class after the other."""
+    kept = min(limit, len(images))
+    return [images[i * len(images) // kept] for i in range(kept)]
 
 
 def hold_back(dataset: CaptionDataset, share: float) -> CaptionDataset:

@@ -22,6 +22,7 @@ from models.decoding import greedy
 from models.encoder import Encoder
 from models.pooling import Visual
 from models.tokens import END, PAD, START
+from utils.checkpoint import SHIPPED
 from utils.cider_reward import CiderReward
 from utils.config import RewardConfig, load_config
 from utils.guides import Rewards, Teachers, next_words
@@ -237,7 +238,7 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     for arguments, fault in (
         (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
-        ([teachers, "model.losses=[{criterion: kl_distillation}]", "data.min_count=9"], "teacher of other words"),
+        ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED}]"], "other words than"),
     ):
         with pytest.raises(UserError, match=fault):
             call(*shared, "--output-dir", tmp_path / "no", *arguments)

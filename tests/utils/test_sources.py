@@ -12,7 +12,7 @@ from models.decoder import Decoder
 from models.encoder import Encoder
 from models.views import VIEWS
 from utils.config import Config, parse_config
-from utils.sources import frozen_features, hold_back, image_files, open_dataset
+from utils.sources import frozen_features, hold_back, image_files, open_dataset, thinned
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,12 @@ def test_an_averaged_store_holds_what_the_captioner_averages(config: Config, enc
     expected = captioner.features(image_files(config, dataset, images).read(range(3)), VIEWS)
     # the store is float16
     torch.testing.assert_close(store.read([0, 1, 2], epoch=3).float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_limit_takes_images_from_everywhere(scenes: Path) -> None:
+    whole = load_dataset("RSICD", scenes, "captioning").split("train")
+    assert thinned(whole, 1000) == whole
+    some = thinned(whole, 17)  # 68 / 4
+    assert some == whole[::4]
+    assert len(thinned(whole, 30)) == 30 and thinned(whole, 30)[-1] in whole[-3:]
+    assert thinned([], 5) == []
