@@ -146,6 +146,7 @@ def with_data(config: Config, arguments: argparse.Namespace) -> Config:
         tree["data_root"] = arguments.data_root
     if arguments.beam_size is not None:
         tree["decoding"]["beam_size"] = arguments.beam_size
+    tree["data"]["more_captions"] = None  # those are for training
     tree["data"]["limit"] = 0 if config.dataset != tree["dataset"] else tree["data"]["limit"]
     return parse_config(tree, "command line")
 

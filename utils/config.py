@@ -55,6 +55,7 @@ class DataConfig(Section):
     blank_images: bool = False  # grey images for real ones: what the captions' habits alone are worth
     held_back: Share = 0.0  # share of the train images that is kept for choosing, as the split "held-back"
     limit: Natural = 0  # use only so many images of each split, evenly spread; 0: all
+    more_captions: str | None = None  # results file of the train split: a caption more for each image, as of a teacher
     workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
     cache_dir: str = "cache"  # synthetic scenes and feature stores
 

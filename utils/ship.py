@@ -20,8 +20,10 @@ def main() -> None:
     parser.add_argument("destination", type=Path)
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.source)
-    train = checkpoint.config.train.model_copy(update={"init": None, "teachers": []})
-    config = checkpoint.config.model_copy(update={"data_root": None, "output_dir": None, "train": train})
+    config = checkpoint.config
+    train = config.train.model_copy(update={"init": None, "teachers": []})
+    data = config.data.model_copy(update={"more_captions": None})
+    config = config.model_copy(update={"data_root": None, "output_dir": None, "train": train, "data": data})
     save_checkpoint(arguments.destination, replace(checkpoint, config=config), torch.float16)
 
 

@@ -28,6 +28,7 @@ from utils.config import Config
 from utils.devices import autocast
 from utils.pretrained import digest
 from utils.progress import track
+from utils.results import read_results
 
 
 def open_dataset(config: Config) -> CaptionDataset:
@@ -40,11 +41,27 @@ def open_dataset(config: Config) -> CaptionDataset:
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
     elif root is not None and find_parquet(root):
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
-    dataset = hold_back(load_dataset(config.dataset, root, config.data.convention), config.data.held_back)
+    dataset = load_dataset(config.dataset, root, config.data.convention)
+    if config.data.more_captions:
+        dataset = with_captions(dataset, Path(config.data.more_captions))
+    dataset = hold_back(dataset, config.data.held_back)
     if not config.data.limit:
         return dataset
     splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
     return replace(dataset, images=tuple(image for split in splits for image in thinned(split, config.data.limit)))
+
+
+def with_captions(dataset: CaptionDataset, path: Path) -> CaptionDataset:
+    """The data set whose train images have one caption more, that of a results file (eval.py --split train --output).
+
+    With a teacher's captions this is distillation by sequences (Kim & Rush, EMNLP 2016).
+    """
+    more = read_results(path, dataset.split("train"))
+    images = (
+        replace(image, captions=(*image.captions, more[image.imgid])) if image.split == "train" else image
+        for image in dataset.images
+    )
+    return replace(dataset, images=tuple(images))
 
 
 def thinned(images: Sequence[AnnotatedImage], limit: int) -> list[AnnotatedImage]:

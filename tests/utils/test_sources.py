@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from data.datasets import load_dataset
+from data.errors import UserError
 from data.images import read_image
 from data.transforms import view_of
 from models.captioner import Captioner
@@ -12,7 +14,14 @@ from models.decoder import Decoder
 from models.encoder import Encoder
 from models.views import VIEWS
 from utils.config import Config, parse_config
-from utils.sources import frozen_features, hold_back, image_files, open_dataset, thinned
+from utils.sources import (
+    frozen_features,
+    hold_back,
+    image_files,
+    open_dataset,
+    thinned,
+    with_captions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +90,18 @@ def test_a_limit_takes_images_from_everywhere(scenes: Path) -> None:
     assert some == whole[::4]
     assert len(thinned(whole, 30)) == 30 and thinned(whole, 30)[-1] in whole[-3:]
     assert thinned([], 5) == []
+
+
+def test_a_teachers_captions_join_the_train_captions(scenes: Path, config: Config, tmp_path: Path) -> None:
+    whole = load_dataset("RSICD", scenes, "captioning")
+    said = {image.imgid: f"what a teacher says of {i}" for i, image in enumerate(whole.split("train"))}
+    results = tmp_path / "teacher.json"
+    results.write_text(json.dumps([{"image_id": imgid, "caption": text} for imgid, text in said.items()]))
+    data = config.data.model_copy(update={"more_captions": str(results), "limit": 20})
+    taught = open_dataset(config.model_copy(update={"data_root": str(scenes), "dataset": "RSICD", "data": data}))
+    assert [image.captions[-1] for image in taught.split("train")] == [said[i.imgid] for i in taught.split("train")]
+    assert all(len(image.captions) == 6 for image in taught.split("train"))
+    assert taught.split("val") == whole.split("val")
+    results.write_text(json.dumps([{"image_id": 0, "caption": "one"}]))
+    with pytest.raises(UserError, match="have no caption"):
+        with_captions(whole, results)
