@@ -59,9 +59,9 @@ from utils.checkpoint import (
 from utils.devices import best_device, choose_precision, keep_freed_memory
 from utils.guides import TARGET as GUIDES
 from utils.guides import Guides, load_models
-from utils.heads import HEADS, score_heads
 from utils.heads import OUT as HEADS_OUT
 from utils.heads import TARGET as HEADS_TARGET
+from utils.heads import Setting, build_heads, score_heads
 from utils.inference import caption_rows
 from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
@@ -91,7 +91,7 @@ def main(config: Config, resume: bool) -> None:
     """One run, from the files of a data set to the best checkpoint and a picture."""
     try:
         criteria = build_loss(config.model_dump(), class_dim=-1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(f"model.losses: {error}") from None
     guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
     if problems := criteria.missing(OUT, (*TARGET, *guided)):
@@ -102,6 +102,7 @@ def main(config: Config, resume: bool) -> None:
     precision = choose_precision(config.train.precision, device)
     # told that it is a CPU, it lets several processes speak over gloo
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    criteria.to(accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     console.quiet = not accelerator.is_main_process
 
@@ -131,11 +132,12 @@ def main(config: Config, resume: bool) -> None:
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     given = [model.vocabulary for model in (init, *teachers) if model]
     vocabulary = given[0] if given else Vocabulary.build(words, config.data.min_count)
-    _, channels = encoder.output_shape(config.data.size)
-    asked = [name for name in HEADS if name in criteria.heads]
-    heads = {name: HEADS[name](config.model.heads, images["train"], channels) for name in asked}
+    cells, channels = encoder.output_shape(config.data.size)
+    heads = build_heads(criteria.heads, Setting(config, dataset, len(vocabulary), cells, channels))
     targets = {name: head.targets for name, head in heads.items()}
-    batches = CaptionBatches(images["train"], visuals["train"], vocabulary, config.data.max_words, targets)
+    batches, val_batches = (
+        CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets) for split in images
+    )
     describe_data(dataset, images, vocabulary, batches)
 
     # Model, optimizer, and where the run stands. Seeded here: whether features had to be made changes nothing after.
@@ -202,7 +204,7 @@ def main(config: Config, resume: bool) -> None:
         )
         said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
         scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
-        scores |= score_heads(captioner, heads, images["val"], visuals["val"], precision)
+        scores |= score_heads(captioner, heads, val_batches, precision)
         progress.epoch = epoch + 1
         if scores["CIDEr"] > progress.best:
             progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
+from data.loading import Batch
 from data.tokenizer import tokenize
 
 # Words that say nothing of what is in an image. Prepositions stay out as well: what lies beside what is the decoder's.
@@ -40,14 +41,18 @@ class Concepts:
         self.words = [word for word, count in ranked if count >= min_images]
         self._index = {word: i for i, word in enumerate(self.words)}
 
-    def read(self, images: Sequence[AnnotatedImage]) -> dict[str, Tensor]:
+    def read(self, images: Sequence[AnnotatedImage], batch: Batch) -> dict[str, Tensor]:
+        """The shares of these images as `target`."""
+        return {"target": self.shares(images)}
+
+    def shares(self, images: Sequence[AnnotatedImage]) -> Tensor:
         """`target` float32 [B, C] of these images."""
         target = torch.zeros(len(images), len(self.words))
         for b, image in enumerate(images):
             for word, share in _shares(image).items():
                 if word in self._index:
                     target[b, self._index[word]] = share
-        return {"target": target}
+        return target
 
 
 def _shares(image: AnnotatedImage) -> dict[str, float]:

@@ -79,13 +79,6 @@ class Visuals:
         return None if self.regions is None else self.regions.masks(row)
 
 
-class Targets(Protocol):
-    """What a head should give for images: tensors with B rows, by the names that losses read them by."""
-
-    def read(self, images: Sequence[AnnotatedImage]) -> dict[str, Tensor]:
-        """These images, in this order."""
-
-
 @dataclass
 class Batch:
     """B images with P captions of at most T words (P >= B in training, captions of one image side by side).
@@ -100,18 +93,12 @@ class Batch:
     tokens: Tensor
     image_of: Tensor
     weight: Tensor
-    targets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     guides: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: moved(inner) for key, inner in value.items()}
-            return value.to(device, non_blocking=True)
-
-        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
 
     @property
     def words(self) -> Tensor:
@@ -133,6 +120,22 @@ class Batch:
     def caption_count(self) -> float:
         """Captions, each as often as it stands in the annotations."""
         return float(self.weight.sum())
+
+
+class Targets(Protocol):
+    """What a head should give, by the names that losses read it by: tensors, or lists and mappings of them."""
+
+    def read(self, images: Sequence[AnnotatedImage], batch: Batch) -> dict[str, Any]:
+        """For the captions of `batch` and the images that its rows are."""
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """`value` with all tensors in it, within lists and mappings as well, on `device`."""
+    if isinstance(value, Mapping):
+        return {key: moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, device) for inner in value]
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor | Visual) else value
 
 
 class ImageFiles:
@@ -197,14 +200,15 @@ class CaptionBatches(Dataset[Batch]):
         ]
         longest = max(len(tokens) for _, tokens, _ in captions)
         padded = [[*tokens, *[PAD] * (longest - len(tokens))] for _, tokens, _ in captions]
-        return Batch(
+        batch = Batch(
             visuals=self.visuals.read(key.rows, key.epoch),
             rows=torch.tensor(key.rows),
             tokens=torch.tensor(padded),
             image_of=torch.tensor([i for i, _, _ in captions]),
             weight=torch.tensor([float(count) for _, _, count in captions]),
-            targets={name: t.read([self.images[row] for row in key.rows]) for name, t in self.targets.items()},
         )
+        images = [self.images[row] for row in key.rows]
+        return replace(batch, targets={name: targets.read(images, batch) for name, targets in self.targets.items()})
 
     def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
         """Batches of an epoch for one of several processes; a function of its arguments alone, so runs can be resumed.

@@ -4,6 +4,7 @@ Boxes are float tensors [..., 4] in pixels; "xyxy" are corners, "cxcywh" centre 
 formats are ``torchvision.ops.box_convert``.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from loss.common import check_labels
+
+MAX_LOG_RATIO = math.log(64.0)
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -117,3 +120,18 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
     shift = (boxes[:, :2] + size / 2) - (anchors[:, :2] + anchor_size / 2)
     return torch.cat([shift / anchor_size, (size / anchor_size).log()], dim=1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Return the boxes [N, 4] xyxy px that deltas [N, 4] make of anchors [N, 4]: the inverse of :func:`encode_boxes`.
+
+    Logarithms of sizes are cut at log 64, so that no box grows beyond all bounds.
+
+    >>> anchors = torch.tensor([[0.0, 0, 4, 8]])
+    >>> decode_boxes(encode_boxes(torch.tensor([[0.0, 0, 4, 4]]), anchors), anchors)
+    tensor([[0., 0., 4., 4.]])
+    """
+    anchor_size = anchors[:, 2:] - anchors[:, :2]
+    centre = anchors[:, :2] + (0.5 + deltas[:, :2]) * anchor_size
+    half = 0.5 * anchor_size * deltas[:, 2:].clamp(max=MAX_LOG_RATIO).exp()
+    return torch.cat([centre - half, centre + half], dim=1)

@@ -72,7 +72,8 @@ class TripletLoss(nn.Module):
     Shape:
         - anchor, positive, negative: [N, D] (or [..., D]), without mining. As in torch, 1e-6 is added to
           each difference.
-        - embeddings [B, D], labels int64 [B]: with mining. Nothing is added to the differences; the gradient
+        - embeddings [B, D], labels int64 [B]: with mining; embeddings [K, B, D] are K views of each of B things
+          (its image and its text), all with that thing's label. Nothing is added to the differences; the gradient
           of two equal embeddings' distance is 0. "all" and "semihard" take B times the number of positive
           pairs of memory.
         - output: scalar; exactly 0.0 where there is no triplet.
@@ -168,6 +169,9 @@ class TripletLoss(nn.Module):
 
     def mine(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return d(a, p) and d(a, n) of the triplets that ``mining`` takes from the batch."""
+        if embeddings.ndim == 3:
+            labels = labels.repeat(len(embeddings))
+            embeddings = embeddings.flatten(0, 1)
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
             raise ValueError(f"embeddings and labels must be [B, D] and [B], not {shapes}")

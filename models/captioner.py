@@ -1,13 +1,14 @@
 """The captioner: encoder and decoder put together."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
+from models.heads import Seen
 from models.pooling import Visual, pool_regions
 from models.views import mean_over_views
 
@@ -21,7 +22,7 @@ class Output(NamedTuple):
     logits: Tensor
     attention: Tensor
     region_mask: Tensor | None
-    heads: dict[str, dict[str, Tensor]]
+    heads: dict[str, dict[str, Any]]
 
     @property
     def region_count(self) -> int | Tensor:
@@ -38,7 +39,7 @@ class Captioner(nn.Module):
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes the features [B, h * w, D] and gives a dict; they only serve training.
+        heads: name -> module that takes what is `Seen` and gives a dict; they only serve training.
         pooling: what a region's features are divided by, see `pool_regions`.
     """
 
@@ -82,19 +83,19 @@ class Captioner(nn.Module):
         features = self.features(visual.content)
         regions = self._prepare(features, visual.shares).select(image_of)
         logits, attention = self.decoder(regions, tokens)
-        return Output(logits, attention, regions.mask, self._heads(features))
+        return Output(logits, attention, regions.mask, self._heads(Seen(features, tokens, image_of)))
 
-    def look(self, visual: Visual) -> dict[str, dict[str, Tensor]]:
-        """What each head gives for these images."""
-        return self._heads(self.features(visual.content))
+    def look(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> dict[str, dict[str, Any]]:
+        """What each head gives for these images and captions."""
+        return self._heads(Seen(self.features(visual.content), tokens, image_of))
 
     def _prepare(self, features: Tensor, shares: Tensor | None) -> Regions:
         if shares is None:
             return self.decoder.prepare(features, None)
         return self.decoder.prepare(*pool_regions(features, shares, self.pooling))
 
-    def _heads(self, features: Tensor) -> dict[str, dict[str, Tensor]]:
-        return {name: head(features) for name, head in self.heads.items()}
+    def _heads(self, seen: Seen) -> dict[str, dict[str, Any]]:
+        return {name: head(seen) for name, head in self.heads.items()}
 
     def parameter_groups(self, lr: float, encoder_lr: float, weight_decay: float) -> Iterator[dict[str, object]]:
         """AdamW's groups: encoder, and decoder and heads, with learning rates of their own, no decay on vectors."""

@@ -400,7 +400,7 @@ def test_a_head_learns_beside_the_captions(program: Program, scenes: Path, cache
     found = [line["val/concepts/mAP"] for line in lines if "val/concepts/mAP" in line]
     dataset = load_dataset("RSICD", scenes, "captioning")
     concepts = Concepts(dataset.split("train"), min_images=10)
-    truth = concepts.read(dataset.split("val"))["target"] > 0
+    truth = concepts.shares(dataset.split("val")) > 0
     prevalence = float(truth[:, truth.any(0)].float().mean())  # the mAP of logits that are the same for every image
     assert len(found) == 4
     assert found[-1] > prevalence + 0.1

@@ -96,10 +96,19 @@ class ConceptsConfig(Section):
     dropout: Share = 0.2
 
 
+class RetrievalConfig(Section):
+    """The head that puts images and captions into one space; `head: retrieval`."""
+
+    width: Count = 256  # of words, states and embeddings
+    dropout: Share = 0.2
+
+
 class HeadsConfig(Section):
     """What else is predicted while captions are learned."""
 
     concepts: ConceptsConfig = ConceptsConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # of the maps of heads that say something of each place
 
 
 class ModelConfig(Section):

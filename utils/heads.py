@@ -1,80 +1,200 @@
 """The heads that a configuration's losses ask for, with their targets and the metric that says whether they learn."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import convert_to_fp32
+from torch import nn
 
-from data.annotations import AnnotatedImage
 from data.concepts import Concepts
-from data.loading import BatchKey, Readable, Targets, visual_loader
+from data.datasets import CaptionDataset
+from data.errors import UserError
+from data.loading import BatchKey, CaptionBatches, Targets, loader, moved
+from data.pairs import Pairs
+from data.scenery.classes import CLASSES, THINGS
+from data.truth import Boxes, Masks, Pictures, Subject, truth_of
+from loss.perceptual import PerceptualLoss, load_lpips_weights
 from models.captioner import Captioner
-from models.heads import ConceptHead
-from models.pooling import Visual
-from utils.config import HeadsConfig
+from models.heads.boxes import RetinaNetDetector, SubjectHead, YOLOXDetector
+from models.heads.concepts import ConceptHead
+from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
+from models.heads.retrieval import RetrievalHead
+from utils.config import Config
 from utils.devices import autocast
+from utils.head_scores import (
+    Pair,
+    average_precision,
+    mean_average_precision,
+    mean_box_iou,
+    mean_iou,
+    mean_iou_and_boundaries,
+    recall,
+    restoration,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a head is built for: the recipe, the data, the number of words, and the N cells of D channels it sees."""
+
+    config: Config
+    dataset: CaptionDataset
+    vocabulary_size: int
+    cells: int
+    channels: int
+
+    @property
+    def side(self) -> int:
+        """Cells a side of the encoder's grid."""
+        side = math.isqrt(self.cells)
+        if side * side != self.cells:
+            raise UserError(f"{self.config.model.encoder.name} gives no square grid of cells; choose another encoder")
+        return side
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head's module, what it should give, and its scores from all outputs and targets of a split."""
+    """A head's module, what it should give, and its scores from all batches of a split."""
 
     module: nn.Module
     targets: Targets
-    score: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, float]]
+    score: Callable[[Sequence[Pair]], dict[str, float]]
 
 
-def build_concepts(config: HeadsConfig, images: Sequence[AnnotatedImage], channels: int) -> Head:
-    """The head that predicts the content words of the captions."""
-    concepts = Concepts(images, config.concepts.min_images)
-    target = concepts.read(images)["target"]
-    frequencies = (target.sum(0) + 1) / (len(images) + 2)  # never 0 or 1
-    return Head(ConceptHead(channels, frequencies, config.concepts.dropout), concepts, mean_average_precision)
+@dataclass(frozen=True)
+class Kind:
+    """What losses can read of a head and of its targets, and what makes it.
 
-
-# head -> what makes it, and the keys that its losses can read
-HEADS: dict[str, Callable[[HeadsConfig, Sequence[AnnotatedImage], int], Head]] = {"concepts": build_concepts}
-OUT = [f"concepts.{key}" for key in ConceptHead.gives]
-TARGET = [f"concepts.{key}" for key in Concepts.gives]
-
-
-def mean_average_precision(out: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, float]:
-    """`mAP` over the concepts that stand in at least one caption: the mean of each one's average precision.
-
-    `out["pred"]` are logits [B, C]; an image has a concept where `target["target"]` [B, C] is above 0.
+    A `placed` head's targets lie somewhere in the image as it is: the image must not be turned.
     """
-    from sklearn.metrics import average_precision_score  # its import takes a second
 
-    truth = (target["target"] > 0).numpy()
-    present = truth.any(0)
-    if not present.any():
-        return {"mAP": 0.0}
-    return {"mAP": float(average_precision_score(truth[:, present], out["pred"].float().numpy()[:, present]))}
+    gives: tuple[str, ...]
+    wants: tuple[str, ...]
+    build: Callable[[Setting], Head]
+    placed: bool = False
+
+
+def build_concepts(setting: Setting) -> Head:
+    """The content words of the captions."""
+    options = setting.config.model.heads.concepts
+    images = setting.dataset.split("train")
+    concepts = Concepts(images, options.min_images)
+    frequencies = (concepts.shares(images).sum(0) + 1) / (len(images) + 2)  # never 0 or 1
+    return Head(ConceptHead(setting.channels, frequencies, options.dropout), concepts, mean_average_precision)
+
+
+def build_retrieval(setting: Setting) -> Head:
+    """Images and captions that find each other."""
+    if setting.config.train.reward:
+        raise UserError(
+            "head: retrieval learns from the annotations' captions, and train.reward samples others; drop one"
+        )
+    options = setting.config.model.heads.retrieval
+    head = RetrievalHead(setting.channels, setting.vocabulary_size, options.width, options.dropout)
+    return Head(head, Pairs(), recall)
+
+
+def build_segmentation(setting: Setting) -> Head:
+    """What covers the ground."""
+    head = SegmentationHead(setting.channels, width_of(setting), len(CLASSES))
+    return Head(head, Masks(truth_of(setting.dataset, "segmentation"), 4 * setting.side), mean_iou)
+
+
+def build_pidnet(setting: Setting) -> Head:
+    """The same by detail, context and boundaries."""
+    head = PIDNetHead(setting.channels, width_of(setting), len(CLASSES))
+    return Head(head, Masks(truth_of(setting.dataset, "pidnet"), 4 * setting.side), mean_iou_and_boundaries)
+
+
+def build_yolox(setting: Setting) -> Head:
+    """Every thing, without anchors."""
+    size = setting.config.data.size
+    head = YOLOXDetector(setting.channels, width_of(setting), len(THINGS), size)
+    return Head(head, Boxes(truth_of(setting.dataset, "yolox"), size), partial(average_precision, head.find))
+
+
+def build_retinanet(setting: Setting) -> Head:
+    """Every thing, with anchors."""
+    size = setting.config.data.size
+    head = RetinaNetDetector(setting.channels, width_of(setting), len(THINGS), size, setting.side)
+    return Head(head, Boxes(truth_of(setting.dataset, "retinanet"), size), partial(average_precision, head.find))
+
+
+def build_subject(setting: Setting) -> Head:
+    """The largest thing."""
+    size = setting.config.data.size
+    head = SubjectHead(setting.channels, width_of(setting), size, setting.side)
+    return Head(head, Subject(truth_of(setting.dataset, "subject"), size), mean_box_iou)
+
+
+def build_restoration(setting: Setting) -> Head:
+    """The picture itself."""
+    try:
+        lpips = PerceptualLoss(criterion="lpips", lin_weights=load_lpips_weights(), normalize=True)
+    except FileNotFoundError as error:
+        raise UserError(f"head: restoration is scored by LPIPS: {error}") from None
+    head = RestorationHead(setting.channels, width_of(setting))
+    return Head(head, Pictures(setting.dataset, 8 * setting.side), partial(restoration, lpips))
+
+
+def width_of(setting: Setting) -> int:
+    """Channels of the maps of heads that say something of each place."""
+    return setting.config.model.heads.width
+
+
+HEADS: dict[str, Kind] = {
+    "concepts": Kind(ConceptHead.gives, Concepts.gives, build_concepts),
+    "retrieval": Kind(RetrievalHead.gives, Pairs.gives, build_retrieval),
+    "segmentation": Kind(SegmentationHead.gives, Masks.gives, build_segmentation, placed=True),
+    "pidnet": Kind(PIDNetHead.gives, Masks.gives, build_pidnet, placed=True),
+    "yolox": Kind(YOLOXDetector.gives, Boxes.gives, build_yolox, placed=True),
+    "retinanet": Kind(RetinaNetDetector.gives, Boxes.gives, build_retinanet, placed=True),
+    "subject": Kind(SubjectHead.gives, Subject.gives, build_subject, placed=True),
+    "restoration": Kind(RestorationHead.gives, Pictures.gives, build_restoration, placed=True),
+}
+OUT = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.gives]
+TARGET = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.wants]
+
+
+def build_heads(names: Sequence[str | None], setting: Setting) -> dict[str, Head]:
+    """The heads among `names`, in the registry's order; `UserError` where the data or the recipe cannot serve one."""
+    asked = {name: kind for name, kind in HEADS.items() if name in names}
+    config = setting.config
+    turned, key = (
+        (config.data.augment, "data.augment=false")
+        if config.model.encoder.trainable
+        else (config.data.views > 1, "data.views=1")
+    )
+    if turned and (placed := [name for name, kind in asked.items() if kind.placed]):
+        raise UserError(f"head: {placed[0]} learns where things lie, and images are turned; set {key}")
+    return {name: kind.build(setting) for name, kind in asked.items()}
 
 
 @torch.inference_mode()
 def score_heads(
     captioner: Captioner,
     heads: Mapping[str, Head],
-    images: Sequence[AnnotatedImage],
-    visuals: Readable[Visual],
+    batches: CaptionBatches,
     precision: str,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """`head/metric` of every head on these images, whose visual input is `visuals`."""
+    """`head/metric` of every head on the images of `batches`."""
     if not heads:
         return {}
     device = captioner.encoder.mean.device
     captioner.eval()
-    keys = [BatchKey(0, list(range(len(images)))[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    outs: list[dict[str, dict[str, Tensor]]] = []
-    for chunk in visual_loader(visuals, keys, workers=0):
+    keys = [BatchKey(0, batches.rows[i : i + batch_size]) for i in range(0, len(batches.rows), batch_size)]
+    pairs: dict[str, list[Pair]] = {name: [] for name in heads}
+    for batch in loader(batches, keys, workers=0):
+        seen = batch.to(device)
         with autocast(device, precision):
-            outs.append(captioner.look(chunk.to(device)))
+            out = captioner.look(seen.visuals, seen.tokens[:, :-1], seen.image_of)
+        for name, given in out.items():
+            pairs[name].append((convert_to_fp32(moved(given, torch.device("cpu"))), batch.targets[name]))
     scores: dict[str, float] = {}
     for name, head in heads.items():
-        out = {key: torch.cat([o[name][key].cpu() for o in outs]) for key in outs[0][name]}
-        values = head.score(out, head.targets.read(images))
-        scores |= {f"{name}/{metric}": value for metric, value in values.items()}
+        scores |= {f"{name}/{metric}": value for metric, value in head.score(pairs[name]).items()}
     return scores

@@ -13,7 +13,7 @@ def test_targets_are_shares_of_captions() -> None:
     concepts = Concepts(images, min_images=1)
     assert concepts.words == ["roof", "green", "plane", "planes", "red"]  # by images, then by the alphabet
     expected = torch.tensor([[1 / 3, 0, 2 / 3, 1 / 3, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
-    torch.testing.assert_close(concepts.read(images)["target"], expected)
+    torch.testing.assert_close(concepts.shares(images), expected)
 
 
 def test_rare_words_function_words_and_what_is_no_word_are_no_concepts() -> None:
@@ -24,4 +24,4 @@ def test_rare_words_function_words_and_what_is_no_word_are_no_concepts() -> None
 
 def test_unknown_words_and_images_without_words_are_all_zero() -> None:
     concepts = Concepts([image("a roof")], min_images=1)
-    torch.testing.assert_close(concepts.read([image("a boat"), image("")])["target"], torch.zeros(2, 1))
+    torch.testing.assert_close(concepts.shares([image("a boat"), image("")]), torch.zeros(2, 1))

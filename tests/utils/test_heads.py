@@ -1,26 +1,97 @@
-import numpy as np
+"""Every criterion at work in its head: some steps of training lift the metric that it is for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
-from utils.heads import mean_average_precision
+from data.datasets import load_dataset
+from data.loading import CaptionBatches, Visuals
+from data.tokenizer import tokenize
+from data.vocabulary import Vocabulary
+from loss import build_loss
+from models.captioner import Captioner
+from models.decoder import Decoder
+from models.encoder import Encoder
+from utils.config import parse_config
+from utils.heads import OUT, TARGET, Setting, build_heads, score_heads
+from utils.pretrained import load_encoder
+from utils.sources import frozen_features
+
+SIZE = 160  # 5 x 5 cells
 
 
-def naive(scores: list[float], truth: list[bool]) -> float:
-    """Average precision by its definition: the mean, over what is there, of the precision down to it."""
-    ranked = [t for _, t in sorted(zip(scores, truth, strict=True), key=lambda pair: -pair[0])]
-    precisions = [sum(ranked[: i + 1]) / (i + 1) for i, t in enumerate(ranked) if t]
-    return sum(precisions) / len(precisions)
+@dataclass
+class Ground:
+    """The scenes with what stands before every head: words and features."""
+
+    setting: Setting
+    vocabulary: Vocabulary
+    visuals: Visuals
+    encoder: Encoder
+
+    def learn(self, entry: dict[str, Any], steps: int, lr: float = 5e-3) -> tuple[dict[str, float], dict[str, float]]:
+        """A head's scores on the scenes before and after `steps` of training by one entry of model.losses."""
+        torch.manual_seed(0)
+        criteria = build_loss([entry], class_dim=-1)
+        heads = build_heads(criteria.heads, self.setting)
+        assert not criteria.missing(OUT, TARGET)
+        targets = {name: head.targets for name, head in heads.items()}
+        batches = CaptionBatches(self.setting.dataset.split("train"), self.visuals, self.vocabulary, 30, targets)
+        decoder = Decoder(len(self.vocabulary), self.setting.channels, 8, 0.0)
+        captioner = Captioner(self.encoder, decoder, heads={name: head.module for name, head in heads.items()})
+        before = score_heads(captioner, heads, batches, "fp32")
+        optimizer = torch.optim.Adam(captioner.heads.parameters(), lr)
+        captioner.train()
+        for step in range(steps):
+            keys = batches.epoch(step, 17, seed=0)
+            batch = batches[keys[0]]
+            out = captioner.look(batch.visuals, batch.tokens[:, :-1], batch.image_of)
+            criteria(out, batch.targets).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return before, score_heads(captioner, heads, batches, "fp32")
 
 
-def test_mean_average_precision_by_its_definition() -> None:
-    pred, target = torch.randn(20, 7), torch.rand(20, 7).where(torch.rand(20, 7) < 0.3, 0.0)
-    target[:, 3] = 0  # a concept that no image has: no precision to speak of
-    target[0, 0] = 0.2
-    columns = [i for i in range(7) if target[:, i].any()]
-    expected = np.mean([naive(pred[:, i].tolist(), (target[:, i] > 0).tolist()) for i in columns])
-    found = mean_average_precision({"pred": pred}, {"target": target})
-    assert abs(found["mAP"] - expected) < 1e-9
+@pytest.fixture(scope="module")
+def ground(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    tree = {"data": {"size": SIZE, "cache_dir": cache}, "model": {"heads": {"width": 32}}}
+    config = parse_config(tree, "test")
+    dataset = load_dataset("synthetic", scenes)
+    encoder = load_encoder(config.model.encoder.name, config.model.encoder.weights)
+    visuals = frozen_features(config, dataset, dataset.split("train"), encoder, "fp32")
+    words = (tokenize(caption) for image in dataset.split("train") for caption in image.captions)
+    vocabulary = Vocabulary.build(words, 1)
+    cells, channels = encoder.output_shape(SIZE)
+    return Ground(Setting(config, dataset, len(vocabulary), cells, channels), vocabulary, visuals, encoder)
 
 
-def test_mean_average_precision_without_concepts_is_zero() -> None:
-    nothing = mean_average_precision({"pred": torch.zeros(3, 2)}, {"target": torch.zeros(3, 2)})
-    assert nothing == {"mAP": 0.0}
+TRIPLET = {"criterion": "triplet_loss", "mining": "batch_hard", "distance": "cosine", "margin": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("entry", "steps", "metric", "gain"),
+    [
+        ({"criterion": "focal_loss", "head": "concepts", "alpha": None}, 20, "mAP", 0.2),
+        ({"criterion": "alignment_kl", "head": "retrieval", "scale": 20}, 20, "text_to_image_R@5", 0.3),
+        ({**TRIPLET, "head": "retrieval"}, 20, "image_to_text_R@5", 0.3),
+        ({"criterion": "cross_entropy", "head": "segmentation", "class_dim": 1}, 60, "mIoU", 0.05),
+        ({"criterion": "dice_loss", "head": "segmentation"}, 60, "mIoU", 0.05),
+        ({"criterion": "iou_loss", "head": "segmentation"}, 60, "mIoU", 0.05),
+        ({"criterion": "pidnet_loss", "head": "pidnet"}, 40, "boundary_F1", 0.1),
+        ({"criterion": "yolox_loss", "head": "yolox"}, 60, "AP50", 0.02),
+        ({"criterion": "retinanet_loss", "head": "retinanet"}, 60, "AP50", 0.02),
+        ({"criterion": "box_iou_loss", "head": "subject", "kind": "giou"}, 30, "IoU", 0.1),
+    ],
+    ids=lambda value: value["criterion"] if isinstance(value, dict) else None,
+)
+def test_training_lifts_the_metric_that_a_loss_is_for(
+    ground: Ground, entry: dict[str, Any], steps: int, metric: str, gain: float
+) -> None:
+    before, after = ground.learn(entry, steps)
+    name = f"{entry['head']}/{metric}"
+    print(name, before[name], after[name])
+    assert after[name] > before[name] + gain

@@ -1,11 +1,11 @@
-"""Heads: what else is predicted from the encoder's features while captions are learned, for losses with a `head`."""
+"""The content words of an image's captions, predicted from its features."""
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-# Shapes: B images, N regions, D encoder channels, C concepts.
+from models.heads import Seen
 
 
 class ConceptHead(nn.Module):
@@ -30,6 +30,6 @@ class ConceptHead(nn.Module):
         with torch.no_grad():
             self.classifier.bias.copy_(torch.logit(frequencies))
 
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """`pred`, the logits [B, C], of features [B, N, D]."""
-        return {"pred": self.classifier(self.dropout(features.mean(1)))}
+    def forward(self, seen: Seen) -> dict[str, Tensor]:
+        """`pred`, the logits [B, C]."""
+        return {"pred": self.classifier(self.dropout(seen.features.mean(1)))}
