@@ -60,7 +60,7 @@ def middles(mask: np.ndarray, side: int) -> np.ndarray:
     >>> middles(np.arange(16).reshape(4, 4), 2).tolist()
     [[5, 7], [13, 15]]
     """
-    rows, columns = (((2 * np.arange(side) + 1) * length - 1) // (2 * side) for length in mask.shape)
+    rows, columns = ((2 * np.arange(side) + 1) * length // (2 * side) for length in mask.shape)
     return mask[rows[:, None], columns]
 
 

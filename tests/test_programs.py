@@ -408,6 +408,25 @@ def test_a_head_learns_beside_the_captions(program: Program, scenes: Path, cache
     assert not checkpoint.captioner.heads
 
 
+def test_heads_of_every_family_learn_in_one_run(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+    heads = {"dice_loss": "segmentation", "yolox_loss": "yolox", "alignment_kl": "retrieval"}
+    losses = ["{criterion: custum_loss}", *(f"{{criterion: {loss}, head: {head}}}" for loss, head in heads.items())]
+    arguments = ["--data-root", scenes, "--epochs", "2", f"model.losses=[{', '.join(losses)}]", *SMALL, cache]
+    arguments += ["data.limit=40", "data.size=128", "decoding.method=greedy", "--output-dir", tmp_path / "run"]
+    done = program("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    for loss, metric in (("dice_loss", "segmentation/mIoU"), ("alignment_kl", "retrieval/image_to_text_R@5")):
+        assert [line[f"train/{loss}"] for line in lines(tmp_path / "run") if "train/loss" in line]
+        first, second = (line[f"val/{metric}"] for line in lines(tmp_path / "run") if f"val/{metric}" in line)
+        assert 0 <= first <= 1 and 0 <= second <= 1
+    assert "yolox/AP50" in done.stdout
+    refused = program(
+        "train.py", *arguments[:-1], tmp_path / "other", "data.augment=true", "model.encoder.trainable=true"
+    )
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1 and "data.augment=false" in refused.stderr
+
+
 def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) -> None:
     """The same global batches: two processes with one batch a step each, one process with two."""
     shared = ["--data-root", str(scenes), "--epochs", "2", *SMALL, cache, "train.batch_size=17", "train.log_every=1"]

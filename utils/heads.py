@@ -89,9 +89,7 @@ def build_concepts(setting: Setting) -> Head:
 def build_retrieval(setting: Setting) -> Head:
     """Images and captions that find each other."""
     if setting.config.train.reward:
-        raise UserError(
-            "head: retrieval learns from the annotations' captions, and train.reward samples others; drop one"
-        )
+        raise UserError("head: retrieval learns from captions of people, and train.reward samples others; drop one")
     options = setting.config.model.heads.retrieval
     head = RetrievalHead(setting.channels, setting.vocabulary_size, options.width, options.dropout)
     return Head(head, Pairs(), recall)

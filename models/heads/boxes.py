@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_convert
 
 from loss.boxes import decode_boxes
@@ -16,6 +15,7 @@ from models.heads import Seen
 from models.heads.pyramid import Pyramid, block
 
 # Shapes as in pyramid.py, A anchors, C classes.
+ANCHORS = 9  # a place
 PRIOR = 0.01  # the probability that a detector begins with: nearly everywhere is nothing (Lin et al., ICCV 2017)
 
 
@@ -25,6 +25,30 @@ class Found(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+
+class Tower(nn.Module):
+    """What each place of a map says of boxes and of classes: a block and a 1x1 convolution for either, [B, n, h, w].
+
+    All levels share one. Confidences begin at PRIOR.
+
+    Args:
+        width: channels of the maps. boxes, classes: numbers a place for either. confidence: those of `boxes` that are
+            logits of there being anything.
+    """
+
+    def __init__(self, width: int, boxes: int, classes: int, confidence: slice) -> None:
+        super().__init__()
+        box, kind = nn.Conv2d(width, boxes, 1), nn.Conv2d(width, classes, 1)
+        with torch.no_grad():
+            for conv, logits in ((box, confidence), (kind, slice(None))):
+                assert conv.bias is not None
+                conv.bias[logits] = math.log(PRIOR / (1 - PRIOR))
+        self.boxes, self.kinds = nn.Sequential(block(width), box), nn.Sequential(block(width), kind)
+
+    def forward(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, boxes, h, w] and class logits [B, classes, h, w]."""
+        return self.boxes(level), self.kinds(level)
 
 
 class YOLOXDetector(nn.Module):
@@ -40,31 +64,24 @@ class YOLOXDetector(nn.Module):
         super().__init__()
         self.size = size
         self.pyramid = Pyramid(channels, width, levels=3)
-        self.boxes, self.kinds = block(width), block(width)  # shared by the levels
-        self.box = nn.Conv2d(width, 5, 1)
-        self.kind = nn.Conv2d(width, classes, 1)
-        with torch.no_grad():
-            for conv, logits in ((self.box, slice(4, 5)), (self.kind, slice(None))):
-                assert conv.bias is not None
-                conv.bias[logits] = math.log(PRIOR / (1 - PRIOR))
+        self.tower = Tower(width, 5, classes, slice(4, 5))
 
     def forward(self, seen: Seen) -> dict[str, Any]:
         """`pred`: a map [B, 5 + C, h, w] a level of dx, dy, log w, log h, objectness and classes."""
-        maps = self.pyramid(seen)
-        return {"pred": [torch.cat([self.box(self.boxes(m)), self.kind(self.kinds(m))], 1) for m in maps]}
+        return {"pred": [torch.cat(self.tower(level), 1) for level in self.pyramid(seen)]}
 
     def find(self, out: Mapping[str, Any]) -> list[Found]:
         """What stands in the maps: the score of a class is its probability times that of an object."""
         pred = gather_levels(out["pred"], [self.size // level.shape[-1] for level in out["pred"]])
         scores = pred.cls.sigmoid() * pred.obj.sigmoid()[..., None]
         boxes = box_convert(pred.boxes(), "cxcywh", "xyxy")
-        return [keep_best(*pair, self.size) for pair in zip(boxes, scores, strict=True)]
+        return [keep_best(*pair, self.size, least=0.01) for pair in zip(boxes, scores, strict=True)]
 
 
 class RetinaNetDetector(nn.Module):
-    """torchvision's RetinaNet head on three maps, with 9 anchors a cell (Lin et al., ICCV 2017, section 4).
+    """Nine anchors at each place of three maps (Lin et al., ICCV 2017, section 4, with towers of one layer).
 
-    The anchors' sizes are 2, 2.5 and 3.2 cells of their map, their aspects 1:2, 1:1 and 2:1.
+    The anchors' sides are 2, 2.5 and 3.2 cells of their map, their aspects 1:2, 1:1 and 2:1.
 
     Args:
         channels: D. width: E. classes: C. size: side of the image, px. side: s.
@@ -77,22 +94,28 @@ class RetinaNetDetector(nn.Module):
         super().__init__()
         self.size = size
         self.pyramid = Pyramid(channels, width, levels=3)
+        self.tower = Tower(width, 4 * ANCHORS, classes * ANCHORS, slice(0))
         sides = [side, 2 * side, 4 * side]
-        strides = [size / s for s in sides]
-        sizes = tuple(tuple(int(2 * stride * 2 ** (octave / 3)) for octave in range(3)) for stride in strides)
+        sizes = tuple(tuple(int(2 * size / s * 2 ** (octave / 3)) for octave in range(3)) for s in sides)
         generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3)
-        corners = [[torch.tensor(stride)] * 2 for stride in strides]
-        self.register_buffer("anchors", torch.cat(generator.grid_anchors([[s, s] for s in sides], corners)))
-        self.head = RetinaNetHead(width, 9, classes, norm_layer=lambda c: nn.GroupNorm(8, c))
+        strides = [[torch.tensor(size / s)] * 2 for s in sides]
+        self.register_buffer("anchors", torch.cat(generator.grid_anchors([[s, s] for s in sides], strides)))
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
-        """`anchors` [A, 4] xyxy px; `cls_logits` [B, A, C] and `bbox_regression` [B, A, 4] of each."""
-        return {**self.head(self.pyramid(seen)), "anchors": self.anchors}
+    def forward(self, seen: Seen) -> dict[str, Any]:
+        """`anchors` [A, 4] xyxy px; `cls_logits` and `bbox_regression`, a level [B, A_l, C] and [B, A_l, 4] of each."""
+        boxes, kinds = zip(*map(self.tower, self.pyramid(seen)), strict=True)
+        # [B, 9 n, h, w] -> [B, h * w * 9, n], the anchors' order
+        deltas, logits = (
+            [one.unflatten(1, (ANCHORS, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3) for one in levels]
+            for levels in (boxes, kinds)
+        )
+        return {"anchors": self.anchors, "cls_logits": logits, "bbox_regression": deltas}
 
-    def find(self, out: Mapping[str, Tensor]) -> list[Found]:
+    def find(self, out: Mapping[str, Any]) -> list[Found]:
         """What the anchors show, moved and stretched by their deltas."""
-        pairs = zip(out["bbox_regression"], out["cls_logits"].sigmoid(), strict=True)
-        return [keep_best(decode_boxes(deltas, out["anchors"]), scores, self.size) for deltas, scores in pairs]
+        deltas, logits = torch.cat(out["bbox_regression"], 1), torch.cat(out["cls_logits"], 1)
+        boxes = [decode_boxes(one, out["anchors"]) for one in deltas]
+        return [keep_best(*pair, self.size, least=0.05) for pair in zip(boxes, logits.sigmoid(), strict=True)]
 
 
 class SubjectHead(nn.Module):
@@ -116,7 +139,7 @@ class SubjectHead(nn.Module):
         return {"boxes": box_convert(self.size * relative, "cxcywh", "xyxy")}
 
 
-def keep_best(boxes: Tensor, scores: Tensor, size: int, least: float = 0.01, most: int = 100) -> Found:
+def keep_best(boxes: Tensor, scores: Tensor, size: int, least: float, most: int = 100) -> Found:
     """The best of what overlaps: class by class, a box goes where a better one has IoU 0.6 or more with it.
 
     Args:
