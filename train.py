@@ -148,7 +148,7 @@ def main(config: Config, resume: bool) -> None:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
     guides = Guides(config, criteria, captioner, init, teachers, dataset, batches, precision)
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
-    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98), fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     run_dir = open_run(config, resume, accelerator)
     state_path = run_dir / "last" / "state.safetensors"

@@ -1,31 +1,39 @@
-"""Soft attention over regions."""
+"""Soft attention of c queries an image over its N regions.
+
+Shapes: keys [B, N, E], query [B, c, E], energy [B, c, N]. `score` [E] makes it additive, None makes it dot-product:
+
+    additive    e_n = score . tanh(key_n + query)      (Bahdanau et al., ICLR 2015; Xu et al., ICML 2015, eq. 4)
+    dot         e_n = key_n . query / sqrt(E)          (Vaswani et al., NeurIPS 2017, eq. 1)
+
+then a = softmax(e) and context = sum_n a_n value_n. The dot product is one matrix product for all queries of an image;
+the additive form takes B c N E hyperbolic tangents a word, which is what limits it.
+"""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class SoftAttention(nn.Module):
-    """Additive attention (Bahdanau et al., ICLR 2015; Xu et al., ICML 2015, eq. 4-6).
+def energies(keys: Tensor, query: Tensor, score: Tensor | None) -> Tensor:
+    """How well each region fits each query, [B, c, N]."""
+    if score is None:
+        return query @ keys.mT * keys.shape[-1] ** -0.5
+    return torch.tanh(keys[:, None] + query[:, :, None]) @ score
 
-        e_n = v . tanh(key_n + query),  a = softmax(e),  context = sum_n a_n value_n
 
-    Args:
-        dim: width of keys and query.
+def weights(energy: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(energy) in float32 over the regions that are there: `mask` bool [B, N], None for all.
 
-    Shape:
-        keys [P, N, dim], values [P, N, D], query [P, dim], mask bool [P, N] (True: the region is there) or None;
-        returns context [P, D] and attention [P, N]. A caption needs at least one region.
+    Every image needs at least one region.
     """
+    energy = energy.float()
+    if mask is not None:
+        energy = energy.masked_fill(~mask[:, None], -torch.inf)
+    return energy.softmax(-1)
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(dim, 1, bias=False)
 
-    def forward(self, keys: Tensor, values: Tensor, query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Context and attention for one word of each caption."""
-        energy = self.score(torch.tanh(keys + query[:, None])).squeeze(-1).float()  # [P, N]
-        if mask is not None:
-            energy = energy.masked_fill(~mask, -torch.inf)
-        attention = energy.softmax(-1)
-        context = torch.bmm(attention[:, None].to(values.dtype), values).squeeze(1)
-        return context, attention
+def additive_gradients(keys: Tensor, query: Tensor, score: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of keys, score and query where `upstream` [B, c, N] is that of `energies(keys, query, score)`."""
+    tangent = torch.tanh(keys[:, None] + query[:, :, None])
+    by_score = torch.mv(tangent.flatten(0, -2).mT, upstream.flatten())
+    inner = upstream[..., None] * score * (1 - tangent.square_())
+    return inner.sum(1), by_score, inner.sum(2)

@@ -81,9 +81,10 @@ class Captioner(nn.Module):
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""
         features = self.features(visual.content)
-        regions = self._prepare(features, visual.shares).select(image_of)
-        logits, attention = self.decoder(regions, tokens)
-        return Output(logits, attention, regions.mask, self._heads(Seen(features, tokens, image_of)))
+        regions = self._prepare(features, visual.shares)
+        logits, attention = self.decoder(regions, tokens, image_of)
+        mask = None if regions.mask is None else regions.mask[image_of]
+        return Output(logits, attention, mask, self._heads(Seen(features, tokens, image_of)))
 
     def look(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> dict[str, dict[str, Any]]:
         """What each head gives for these images and captions."""

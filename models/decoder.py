@@ -5,13 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.attention import SoftAttention
+from models.attention import energies, weights
+from models.recurrence import Grouping, Recurrence
 
-# Shapes: B images, P captions, T words, V vocabulary, N regions, D encoder channels, E width of everything inside.
+# Shapes: B images, P captions (B * c where each image has c of them, side by side), T words, V vocabulary, N regions,
+# D encoder channels, E width of everything inside.
 
 
 class Regions(NamedTuple):
-    """What the decoder needs of each caption's image, computed once: keys and values [P, N, E], mask [P, N] or None."""
+    """What the decoder needs of each image, computed once: keys and values [B, N, E], mask [B, N] or None."""
 
     keys: Tensor
     values: Tensor
@@ -19,7 +21,6 @@ class Regions(NamedTuple):
 
     def select(self, rows: Tensor) -> "Regions":
         """The regions of these rows, in this order."""
-        # index_select, since the gradient of keys[rows] adds up in whatever order the threads come
         mask = None if self.mask is None else self.mask.index_select(0, rows)
         return Regions(self.keys.index_select(0, rows), self.values.index_select(0, rows), mask)
 
@@ -38,24 +39,29 @@ class State(NamedTuple):
 class Decoder(nn.Module):
     """An LSTM that looks at the regions before each word.
 
-        a_t, z_t = attention(regions, h_{t-1});  z'_t = sigmoid(W_b h_{t-1}) * z_t     (gated context, section 4.2.1)
-        h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                             (eq. 1-3)
-        logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                             (deep output, eq. 7)
+        a_t, z_t = attention(regions, W_q h_{t-1});  z'_t = sigmoid(W_b h_{t-1}) * z_t   (gated context, section 4.2.1)
+        h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                               (eq. 1-3)
+        logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                               (deep output, eq. 7)
 
     h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
     EACL 2017), since 17,813 distinct captions are few.
 
     Args:
         vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.
+        attention: "additive" or "dot" (models/attention.py).
     """
 
-    def __init__(self, vocabulary_size: int, channels: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, vocabulary_size: int, channels: int, width: int, dropout: float, attention: str = "additive"
+    ) -> None:
         super().__init__()
         self.width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.region = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), nn.ReLU())
         self.key = nn.Linear(width, width)
-        self.attention = SoftAttention(width)
+        self.attention = nn.ModuleDict()
+        if attention == "additive":
+            self.attention["score"] = nn.Linear(width, 1, bias=False)
         self.initial = nn.Linear(width, 2 * width)
         # one matrix product gives all that depends on h_{t-1}: the query, the context's gate, the LSTM's recurrence
         self.from_hidden = nn.Linear(width, 6 * width)
@@ -83,33 +89,40 @@ class Decoder(nn.Module):
         hidden, cell = torch.tanh(self.initial(mean)).chunk(2, -1)
         return State(hidden, cell.float())
 
-    def forward(self, regions: Regions, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64."""
-        words = self.dropout(self.embedding(tokens))
-        from_words = self.from_word(words)  # [P, T, 4 E], none of it depends on the state
-        state = self.start(regions)
-        hiddens, contexts, attentions = [], [], []
-        for t in range(tokens.shape[1]):
-            state, context, attention = self._step(regions, state, from_words[:, t])
-            hiddens.append(state.hidden)
-            contexts.append(context)
-            attentions.append(attention)
-        logits = self._logits(torch.stack(hiddens, 1), torch.stack(contexts, 1), words)
-        return logits, torch.stack(attentions, 1)
+    def forward(self, regions: Regions, tokens: Tensor, image_of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64.
+
+        Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image.
+        """
+        images = len(regions.keys)
+        grouping = Grouping.of(torch.arange(images, device=tokens.device) if image_of is None else image_of, images)
+        words = self.dropout(self.embedding(tokens.T))  # [T, P, E]
+        from_words = self.from_word(words)  # none of it depends on the state
+        start = self.start(regions)
+        hiddens, contexts, attention = Recurrence.apply(
+            *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
+            *(grouping.repeat(start.hidden), grouping.repeat(start.cell), from_words),
+            *(
+                parameter.to(from_words.dtype)
+                for parameter in (*self.from_hidden.parameters(), self.from_context.weight)
+            ),
+        )
+        return self._logits(hiddens, contexts, words).transpose(0, 1), attention.transpose(0, 1)
 
     def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
-        """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64."""
+        """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
         words = self.dropout(self.embedding(tokens))
-        state, context, attention = self._step(regions, state, self.from_word(words))
-        return self._logits(state.hidden, context, words), state, attention
-
-    def _step(self, regions: Regions, state: State, from_word: Tensor) -> tuple[State, Tensor, Tensor]:
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
-        context, attention = self.attention(regions.keys, regions.values, query, regions.mask)
-        context = torch.sigmoid(gate) * context
-        i, f, o, g = (from_word + recurrent + self.from_context(context)).chunk(4, -1)
+        query = query.view(len(regions.keys), -1, self.width)  # [B, c, E]
+        attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
+        context = torch.sigmoid(gate) * (attention.to(regions.values.dtype) @ regions.values).flatten(0, 1)
+        i, f, o, g = (self.from_word(words) + recurrent + self.from_context(context)).chunk(4, -1)
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
-        return State(torch.sigmoid(o) * torch.tanh(cell).to(o.dtype), cell), context, attention
+        hidden = torch.sigmoid(o) * torch.tanh(cell).to(o.dtype)
+        return self._logits(hidden, context, words), State(hidden, cell), attention.flatten(0, 1)
+
+    def _score(self, keys: Tensor) -> Tensor | None:
+        return next((weight[0].to(keys.dtype) for weight in self.attention.parameters()), None)
 
     def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
         return self.classifier(self.dropout(hidden + self.output_context(context) + words))

@@ -44,64 +44,67 @@ def beam_search(
     if beam_size < 1 or max_words < 1:
         raise ValueError(f"beam_size {beam_size} and max_words {max_words} must be at least 1")
     images, device = regions.keys.shape[0], regions.keys.device
-    owner = torch.arange(images, device=device).repeat_interleave(beam_size)
-    beams = regions.select(owner)  # B * K rows, the beams of an image side by side
-    first_row = torch.arange(images, device=device)[:, None] * beam_size  # [B, 1]
-    state = decoder.start(beams)
+    here = torch.arange(images, device=device)  # the images that are not done, [b]; what follows is theirs alone
+    state = decoder.start(regions).select(here.repeat_interleave(beam_size))  # the beams of an image side by side
     running = torch.full((images, beam_size), -torch.inf, device=device)  # log p of the captions that still run
     running[:, 0] = 0.0  # one beam to begin with: equal beams would only find the same words
     last = torch.full((images * beam_size,), START, device=device)
-    ended = torch.full((images, beam_size), -torch.inf, device=device)  # scores of those that have ended, sorted
-    ended_at = torch.zeros(images, beam_size, 2, dtype=torch.long, device=device)  # (words, beam) of their last word
-    done = torch.zeros(images, 1, dtype=torch.bool, device=device)
-    words, parents, attentions = [], [], []  # of every step, [B, K], [B, K], [B, K, N]
+
+    # of all images: scores of the captions that have ended, sorted, and (words, beam) of their last words; and of
+    # every step the words, the beams that they go on from and where these looked
+    ended = torch.full((images, beam_size), -torch.inf, device=device)
+    ended_at = torch.zeros(images, beam_size, 2, dtype=torch.long, device=device)
+    words, parents = torch.zeros(2, max_words, images, beam_size, dtype=torch.long, device=device)
+    attentions = torch.zeros(max_words, images, beam_size, regions.keys.shape[1], device=device)
 
     for length in range(max_words + 1):
-        logits, state, attention = decoder.step(beams, state, last)
-        log_p = _log_probabilities(logits).view(images, beam_size, -1) + running[..., None]  # [B, K, V]
-        if length:
-            ending = log_p[..., END] / (length + 1) ** length_penalty
-            scores, order = torch.cat([ended, ending.masked_fill(done, -torch.inf)], 1).topk(beam_size, 1)
-            here = torch.stack([torch.full_like(order, length), torch.arange(beam_size, device=device)
-                                .expand(images, -1)], -1)  # fmt: skip
-            ended = scores
-            ended_at = torch.cat([ended_at, here], 1).gather(1, order[..., None].expand(-1, -1, 2))
+        logits, state, attention = decoder.step(regions, state, last)
+        log_p = _log_probabilities(logits).view(len(here), beam_size, -1) + running[..., None]  # [b, K, V]
+        norm = (length + 1) ** length_penalty
+        worst = ended[here, -1]
+        if length and bool((ending := log_p[..., END] / norm).gt(worst[:, None]).any()):
+            best, order = torch.cat([ended[here], ending], 1).topk(beam_size, 1)
+            at = torch.stack(
+                [torch.full_like(order, length), torch.arange(beam_size, device=device).expand_as(order)], -1
+            )
+            ended_at[here] = torch.cat([ended_at[here], at], 1).gather(1, order[..., None].expand(-1, -1, 2))
+            ended[here], worst = best, best[:, -1]
         log_p[..., END] = -torch.inf
-        running, flat = log_p.view(images, -1).topk(beam_size, 1)
-        done = done | (running[:, :1] / (length + 1) ** length_penalty <= ended[:, -1:])
-        if length == max_words or bool(done.all()):
+        running, flat = log_p.flatten(1).topk(beam_size, 1)
+        going = running[:, 0] / norm > worst
+        if length == max_words or not bool(going.any()):
             break
         parent, word = flat // log_p.shape[-1], flat % log_p.shape[-1]
-        rows = (first_row + parent).flatten()
-        state, last = state.select(rows), word.flatten()
-        words.append(word)
-        parents.append(parent)
-        attentions.append(attention.view(images, beam_size, -1).gather(
-            1, parent[..., None].expand(-1, -1, attention.shape[-1])))  # fmt: skip
+        words[length, here], parents[length, here] = word, parent
+        attentions[length, here] = attention.view(len(here), beam_size, -1).gather(
+            1, parent[..., None].expand(-1, -1, attention.shape[-1])
+        )
+        rows = (torch.arange(len(here), device=device)[:, None] * beam_size + parent)[going].flatten()
+        state, last = state.select(rows), word[going].flatten()
+        if not bool(going.all()):
+            here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
     return _trace(ended, ended_at, words, parents, attentions)
 
 
 def _trace(
-    ended: Tensor, ended_at: Tensor, words: list[Tensor], parents: list[Tensor], attentions: list[Tensor]
+    ended: Tensor, ended_at: Tensor, words: Tensor, parents: Tensor, attentions: Tensor
 ) -> list[list[Hypothesis]]:
     """Follow each ended caption back from its last word to its first."""
-    word, parent = torch.stack(words).tolist(), torch.stack(parents).tolist()  # [T][B][K]
-    attention = torch.stack(attentions).float().cpu()  # [T, B, K, N]
-    found = []
-    for image, (scores, places) in enumerate(zip(ended.tolist(), ended_at.tolist(), strict=True)):
-        hypotheses = []
-        for score, (length, beam) in zip(scores, places, strict=True):
-            if score == -torch.inf:  # fewer captions than beams: a vocabulary of a few words
-                continue
-            path = []
-            for t in range(length - 1, -1, -1):
-                path.append((t, beam))
-                beam = parent[t][image][beam]
-            path.reverse()
-            looked = torch.stack([attention[t, image, k] for t, k in path])
-            hypotheses.append(Hypothesis([word[t][image][k] for t, k in path], score, looked))
-        found.append(hypotheses)
-    return found
+    lengths, beam = ended_at.unbind(-1)  # [B, K]
+    paths = torch.zeros_like(words)  # [T, B, K], the beam of each word
+    for t in range(len(words) - 1, -1, -1):
+        paths[t] = beam
+        beam = torch.where(t < lengths, parents[t].gather(1, beam), beam)
+    tokens = words.gather(2, paths).permute(1, 2, 0).tolist()
+    looked = attentions.gather(2, paths[..., None].expand_as(attentions)).permute(1, 2, 0, 3).float().cpu()
+    return [
+        [
+            Hypothesis(tokens[image][k][:length], score, looked[image, k, :length])
+            for k, (score, length) in enumerate(zip(scores, its_lengths, strict=True))
+            if score > -torch.inf  # fewer captions than beams: a vocabulary of a few words
+        ]
+        for image, (scores, its_lengths) in enumerate(zip(ended.tolist(), lengths.tolist(), strict=True))
+    ]
 
 
 @torch.inference_mode()

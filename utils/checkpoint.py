@@ -48,7 +48,7 @@ def build_captioner(
 ) -> Captioner:
     """The captioner that a configuration describes, around an encoder with `channels` features."""
     model = config.model
-    decoder = Decoder(vocabulary_size, channels, model.decoder.width, model.decoder.dropout)
+    decoder = Decoder(vocabulary_size, channels, **model.decoder.model_dump())
     captioner = Captioner(encoder, decoder, model.encoder.trainable, heads, config.regions.pooling)
     try:
         encoder.freeze(model.encoder.frozen_stages)

@@ -87,6 +87,7 @@ class DecoderConfig(Section):
 
     width: Count = 512  # of embedding, hidden state and attention
     dropout: Share = 0.5
+    attention: Literal["additive", "dot"] = "additive"  # dot: twice as fast to train; its scores are yet to be compared
 
 
 class ConceptsConfig(Section):

@@ -2,55 +2,54 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from models.attention import SoftAttention
+from models.attention import additive_gradients, energies, weights
 
-
-def naive(
-    attention: SoftAttention,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    query: torch.Tensor,
-    mask: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equations 4 to 6 of "Show, Attend and Tell", one number at a time."""
-    v = attention.score.weight[0].tolist()
-    contexts, weights = [], []
-    for p in range(keys.shape[0]):
-        energy = []
-        for n in range(keys.shape[1]):
-            e = sum(v[i] * math.tanh(float(keys[p, n, i] + query[p, i])) for i in range(keys.shape[2]))
-            energy.append(math.exp(e) if mask[p, n] else 0.0)
-        a = [e / sum(energy) for e in energy]
-        weights.append(a)
-        contexts.append([sum(a[n] * float(values[p, n, d]) for n in range(len(a))) for d in range(values.shape[2])])
-    return torch.tensor(contexts), torch.tensor(weights)
+KEYS, QUERY, SCORE = torch.randn(2, 5, 6), torch.randn(2, 3, 6), torch.randn(6)
 
 
-def test_against_a_naive_loop() -> None:
-    attention = SoftAttention(6)
-    keys, values, query = torch.randn(3, 5, 6), torch.randn(3, 5, 4), torch.randn(3, 6)
+def test_additive_energies_against_a_naive_loop() -> None:
+    """Equation 4 of "Show, Attend and Tell", one number at a time."""
+    found = energies(KEYS, QUERY, SCORE)
+    for b in range(2):
+        for c in range(3):
+            for n in range(5):
+                e = sum(float(SCORE[i]) * math.tanh(float(KEYS[b, n, i] + QUERY[b, c, i])) for i in range(6))
+                assert float(found[b, c, n]) == pytest.approx(e, abs=1e-5)
+
+
+def test_dot_attention_is_torchs_own() -> None:
+    values, mask = torch.randn(2, 5, 6), torch.rand(2, 5) < 0.7
+    context = weights(energies(KEYS, QUERY, None), mask) @ values
+    expected = F.scaled_dot_product_attention(QUERY, KEYS, values, mask[:, None].expand(-1, 3, -1))
+    torch.testing.assert_close(context, expected)
+
+
+def test_additive_gradients_are_those_of_autograd() -> None:
+    given = [tensor.clone().requires_grad_() for tensor in (KEYS, SCORE, QUERY)]
+    upstream = torch.randn(2, 3, 5)
+    expected = torch.autograd.grad(energies(given[0], given[2], given[1]), given, upstream)
+    for a, b in zip(additive_gradients(KEYS, QUERY, SCORE, upstream), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_weights_of_what_is_there() -> None:
+    energy = torch.randn(3, 2, 5)
     mask = torch.tensor([[True] * 5, [True, False, True, False, True], [False, False, False, True, False]])
-    context, weights = attention(keys, values, query, mask)
-    expected_context, expected_weights = naive(attention, keys, values, query, mask)
-    torch.testing.assert_close(weights, expected_weights)
-    torch.testing.assert_close(context, expected_context)
-    assert weights[2].tolist() == [0, 0, 0, 1, 0]
-
-
-def test_no_mask_is_a_mask_of_ones() -> None:
-    attention = SoftAttention(6)
-    arguments = torch.randn(3, 5, 6), torch.randn(3, 5, 4), torch.randn(3, 6)
-    for a, b in zip(
-        attention(*arguments, None), attention(*arguments, torch.ones(3, 5, dtype=torch.bool)), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    found = weights(energy, mask)
+    exps = energy.exp() * mask[:, None]
+    torch.testing.assert_close(found, exps / exps.sum(-1, keepdim=True))
+    assert found[2].tolist() == [[0, 0, 0, 1, 0]] * 2
+    torch.testing.assert_close(weights(energy, None), weights(energy, torch.ones(3, 5, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_is_a_distribution_in_half_precision(dtype: torch.dtype) -> None:
-    attention = SoftAttention(64).to(dtype)
-    keys = torch.randn(4, 49, 64, dtype=dtype) * 50
-    _, weights = attention(keys, keys, torch.randn(4, 64, dtype=dtype), None)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights.sum(1), torch.ones(4))
+@pytest.mark.parametrize("additive", [False, True])
+def test_attention_is_a_distribution_in_half_precision(dtype: torch.dtype, additive: bool) -> None:
+    keys, query = torch.randn(4, 49, 64).to(dtype) * 50, torch.randn(4, 2, 64).to(dtype)
+    score: Tensor | None = torch.randn(64).to(dtype) if additive else None
+    found = weights(energies(keys, query, score), None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(-1), torch.ones(4, 2))

@@ -1,13 +1,62 @@
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.decoder import Decoder, Regions
 
 V, D, E, P, T, N = 11, 7, 8, 3, 5, 6
+IMAGE_OF = torch.tensor([0, 0, 0, 2, 3, 3])  # image 1 has no caption
 
 
-def decoder(dropout: float = 0.0) -> Decoder:
-    return Decoder(V, D, E, dropout)
+def decoder(attention: str = "dot") -> Decoder:
+    return Decoder(V, D, E, 0.0, attention)
+
+
+def word_by_word(model: Decoder, regions: Regions, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What `forward` computes, by `step` and with autograd's own gradient; one caption an image."""
+    state, logits, attention = model.start(regions), [], []
+    for t in range(tokens.shape[1]):
+        step_logits, state, step_attention = model.step(regions, state, tokens[:, t])
+        logits.append(step_logits)
+        attention.append(step_attention)
+    return torch.stack(logits, 1), torch.stack(attention, 1)
+
+
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_written_out_gradient_is_that_of_autograd_word_by_word(attention: str, masked: bool) -> None:
+    torch.manual_seed(0)
+    model = decoder(attention)
+    with torch.no_grad():  # attention far from even, so that its gradient counts
+        model.key.weight.mul_(4)
+    features = torch.randn(4, N, D, requires_grad=True)
+    mask = torch.rand(4, N) < 0.7 if masked else None
+    tokens = torch.randint(V, (len(IMAGE_OF), T))
+    found = []
+    for fast in (True, False):
+        regions = model.prepare(features, mask)
+        logits, looked = (
+            model(regions, tokens, IMAGE_OF) if fast else word_by_word(model, regions.select(IMAGE_OF), tokens)
+        )
+        loss = logits.log_softmax(-1)[..., 3].square().sum() + (looked.square() * torch.arange(N)).sum()
+        found.append([logits, looked, *torch.autograd.grad(loss, [features, *model.parameters()])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+def test_bfloat16_keeps_its_bits(attention: str) -> None:
+    torch.manual_seed(0)
+    model = Decoder(V, 64, 64, 0.0, attention)
+    features, tokens = torch.randn(4, N, 64), torch.randint(V, (len(IMAGE_OF), T))
+    found = []
+    for half in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits, looked = model(model.prepare(features, None), tokens, IMAGE_OF)
+        loss = logits.float().log_softmax(-1)[..., 3].sum() + looked.square().sum()
+        found.append([logits, looked, *torch.autograd.grad(loss, list(model.parameters()))])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 2**-5 * b.norm() + 1e-3  # 8 bits, through five words; some are 0
 
 
 def test_teacher_forcing_is_step_after_step() -> None:
@@ -41,7 +90,8 @@ def test_the_recurrence_is_an_lstm_cell_on_word_and_gated_context() -> None:
         cell.weight_hh.copy_(recurrence[order])
         cell.bias_ih.copy_(model.from_word.bias[order])
         cell.bias_hh.copy_(recurrence_bias[order])
-    context, _ = model.attention(regions.keys, regions.values, state.hidden @ query.T + query_bias, None)
+    energy = (regions.keys @ (state.hidden @ query.T + query_bias)[..., None])[..., 0] / E**0.5
+    context = (energy.softmax(-1)[..., None] * regions.values).sum(1)
     context = torch.sigmoid(state.hidden @ gate.T + gate_bias) * context
     hidden, c = cell(torch.cat([model.embedding(tokens), context], 1), (state.hidden, state.cell))
     torch.testing.assert_close(new.hidden, hidden)
@@ -71,12 +121,14 @@ def test_words_to_come_do_not_reach_back() -> None:
     assert (before[:, 3:] != after[:, 3:]).any()
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model = decoder()
-    logits, attention = model(model.prepare(torch.randn(P, N, D), None), torch.randint(V, (P, T)))
-    (logits.log_softmax(-1)[..., 0].sum() + attention[..., 0].sum()).backward()
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+def test_every_parameter_gets_a_gradient(attention: str) -> None:
+    model = decoder(attention)
+    logits, looked = model(model.prepare(torch.randn(P, N, D), None), torch.randint(V, (P, T)))
+    (logits.log_softmax(-1)[..., 0].sum() + looked[..., 0].sum()).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        if name != "key.bias" or attention == "additive":  # a key's bias moves all dot products alike
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_select() -> None:
