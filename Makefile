@@ -1,6 +1,7 @@
 # make        set up .venv and train on synthetic scenes (the main job on its embedded default)
 # make test   set up .venv and run the tests
 # make lint   ruff and mypy
+# make kills  kill training 100 times and see that nothing is lost (make test: 20 times)
 # make setup  only set up .venv
 #
 # On Linux the torch that arrives can use NVIDIA GPUs and takes 6 GB on the disk. UV_TORCH_BACKEND=cpu make setup
@@ -10,12 +11,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 REQUIREMENTS := -r requirements.txt -r requirements-dev.txt
 
-.PHONY: run test lint setup
+.PHONY: run test kills lint setup
 run: setup
 	$(VENV)/bin/python train.py
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+kills: setup
+	$(VENV)/bin/python -m tests.kills --kills 100
 
 lint: setup
 	$(VENV)/bin/ruff check .

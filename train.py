@@ -68,23 +68,26 @@ from utils.pretrained import load_encoder
 from utils.progress import track
 from utils.results import result_entries
 from utils.runs import open_run, show_result
+from utils.signals import SafePoints
 from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of, stored_regions
 from utils.tracking import Tracker
 
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
 OUT = ("pred", "policy", "attention", "region_count", *HEADS_OUT)
 TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_count", *HEADS_TARGET)
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass
 class Progress:
-    """Where a run stands: epochs and steps done, the best CIDEr on val and its epoch."""
+    """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler."""
 
     epoch: int = 0
     step: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    lines: int = 0
+    scaler: dict[str, float] | None = None
 
 
 def main(config: Config, resume: bool) -> None:
@@ -156,9 +159,9 @@ def main(config: Config, resume: bool) -> None:
     if state_path.exists():
         progress = Progress(**load_state(state_path, captioner, optimizer))
         console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
-    if rank:  # parameters come from the first process, dropout differs
-        set_seed(hash((config.seed, rank, progress.step)) % 2**32)
-    tracker = Tracker(run_dir, config, progress.step) if accelerator.is_main_process else None
+    if accelerator.scaler and progress.scaler:
+        accelerator.scaler.load_state_dict(progress.scaler)
+    tracker = Tracker(run_dir, config, progress.lines) if accelerator.is_main_process else None
     log = tracker.log if tracker else lambda *_: None
     model, optimizer = accelerator.prepare(captioner, optimizer)
 
@@ -167,60 +170,74 @@ def main(config: Config, resume: bool) -> None:
     total = per_epoch * config.train.epochs
     console.print(f"run folder {run_dir}: {total} steps on {accelerator.device} in {precision}")
 
-    for epoch in range(progress.epoch, config.train.epochs):
-        if epoch - progress.best_epoch >= config.train.patience:
-            console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
-            break
+    saved = time.monotonic()
 
-        # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all processes.
-        model.train()
-        criteria.set_epoch(epoch + 1)
-        began = time.monotonic()
-        keys = batches.epoch(epoch, config.train.batch_size, config.seed, rank, world)
-        stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
-        for _ in range(per_epoch):
-            rate = learning_rate(progress.step, total, config.train.warmup)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
-            group = [guides(b.to(accelerator.device), epoch) for _, b in zip(range(accumulation), stream, strict=False)]
-            for _ in range(config.train.updates):
-                terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
-            progress.step += 1
-            if progress.step % config.train.log_every == 0:
-                values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
-                log(progress.step, {"epoch": epoch + 1, "lr": peaks[0] * rate, **values})
-        trained = time.monotonic() - began
-
-        # Validate by free decoding; the best checkpoint is the one with the highest CIDEr.
-        mine = range(rank, len(images["val"]), world)
-        captions = caption_rows(
-            captioner,
-            vocabulary,
-            visuals["val"],
-            mine,
-            config.decoding,
-            precision,
-            what="validation",
-        )
-        said = dict(gather_object([(row, beams[0].text) for row, beams in zip(mine, captions, strict=True)]))
-        scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
-        scores |= score_heads(captioner, heads, val_batches, precision)
-        progress.epoch = epoch + 1
-        if scores["CIDEr"] > progress.best:
-            progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
-            if tracker:
-                about = {"epoch": epoch + 1, "val": scores, "git_sha": git_sha()}
-                checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
-                save_checkpoint(run_dir / "best.safetensors", checkpoint)
-                entries = result_entries(images["val"], [said[row] for row in range(len(said))])
-                write_json(run_dir / "val.json", {**about, "seconds": trained, "captions": entries})
+    def save() -> str:
+        """Write what --resume needs; returns how to go on."""
+        nonlocal saved
         if tracker:
-            log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
+            progress.lines = tracker.lines
+            progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
             save_state(state_path, captioner, optimizer, asdict(progress))
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        seconds = time.monotonic() - began
-        loss = float(terms["train/loss"])
-        console.print(f"epoch {epoch + 1:3d}  loss {loss:.3f}  {shown}  {trained:.0f} + {seconds - trained:.0f} s")
+        saved = time.monotonic()
+        return f"stopped after step {progress.step}; the same command with --resume --output-dir {run_dir} goes on"
+
+    with SafePoints(save, heed=accelerator.is_main_process) as safe:
+        for epoch in range(progress.epoch, config.train.epochs):
+            if epoch - progress.best_epoch >= config.train.patience:
+                console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
+                break
+
+            # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all
+            # processes. What is drawn at random depends on the step's number alone, so that any step can be made again.
+            model.train()
+            criteria.set_epoch(epoch + 1)
+            began = time.monotonic()
+            done = progress.step - epoch * per_epoch
+            keys = batches.epoch(epoch, config.train.batch_size, config.seed, rank, world)[done * accumulation :]
+            stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
+            terms: dict[str, Tensor] = {}
+            for _ in safe.between(range(done, per_epoch)):
+                rate = learning_rate(progress.step, total, config.train.warmup)
+                for parameters, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    parameters["lr"] = peak * rate
+                group = [b for _, b in zip(range(accumulation), stream, strict=False)]
+                set_seed(hash((config.seed, rank, progress.step)) % 2**32)  # here: a loader that starts draws, too
+                group = [guides(b.to(accelerator.device), epoch) for b in group]
+                for _ in range(config.train.updates):
+                    terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
+                progress.step += 1
+                if progress.step % config.train.log_every == 0:
+                    values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
+                    log(progress.step, {"epoch": epoch + 1, "lr": peaks[0] * rate, **values})
+                if time.monotonic() - saved >= config.train.save_every:
+                    save()
+            trained = time.monotonic() - began
+
+            # Validate by free decoding; the best checkpoint is the one with the highest CIDEr.
+            mine = range(rank, len(images["val"]), world)
+            captions = caption_rows(
+                captioner, vocabulary, visuals["val"], mine, config.decoding, precision, what="validation"
+            )
+            texts = (beams[0].text for beams in safe.between(captions))
+            said = dict(gather_object(list(zip(mine, texts, strict=True))))
+            scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
+            scores |= score_heads(captioner, heads, val_batches, precision)
+            progress.epoch = epoch + 1
+            if scores["CIDEr"] > progress.best:
+                progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
+                if tracker:
+                    about = {"epoch": epoch + 1, "val": scores, "git_sha": git_sha()}
+                    checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
+                    save_checkpoint(run_dir / "best.safetensors", checkpoint)
+                    entries = result_entries(images["val"], [said[row] for row in range(len(said))])
+                    write_json(run_dir / "val.json", {**about, "seconds": trained, "captions": entries})
+            log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
+            save()
+            shown = [f"loss {float(terms['train/loss']):.3f}"] if terms else []
+            shown += [f"{name} {value:.3f}" for name, value in scores.items()]
+            seconds = time.monotonic() - began
+            console.print(f"epoch {epoch + 1:3d}  {'  '.join(shown)}  {trained:.0f} + {seconds - trained:.0f} s")
 
     accelerator.wait_for_everyone()
     if tracker:

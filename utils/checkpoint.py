@@ -1,7 +1,7 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
 `best.safetensors` is all that inference needs: weights of encoder and decoder, configuration, vocabulary,
-preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer, random state, progress.
+preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer, progress.
 """
 
 import json
@@ -97,14 +97,11 @@ def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimize
     tensors = {f"model.{key}": value for key, value in _own_tensors(captioner).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
     _write(path, tensors, {"format": FORMAT, "progress": dict(progress)})
 
 
 def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put captioner, optimizer and random generators back as `save_state` found them; returns `progress`."""
+    """Put captioner and optimizer back as `save_state` found them; returns `progress`."""
     tensors, metadata = _read(path)
     states: dict[int, dict[str, Tensor]] = {}
     try:
@@ -115,9 +112,6 @@ def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimize
                 index, _, key = rest.partition(".")
                 states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
         return dict(metadata["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]

@@ -143,6 +143,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     patience: Count = 5  # epochs without a better CIDEr on val before it stops
     log_every: Count = 20  # steps
+    save_every: NonNegative = 60.0  # seconds between saves of what --resume needs; 0: after every step
     init: str | None = None  # checkpoint to begin with, encoder and words included; target.ref_logits are its logits
     teachers: list[str] = []  # checkpoints; their mean probabilities are target.teacher_logits, their words the run's
     reward: RewardConfig | None = None  # for losses that weigh captions: cross_entropy without label smoothing

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from data.errors import UserError
 from data.files import write_whole
+from utils.signals import Stopped, stop_at_once
 
 T = TypeVar("T")
 
@@ -39,7 +41,8 @@ def one_line(text: str) -> str:
 
 
 def run_program(main: Callable[[], T]) -> T:
-    """What `main` returns; a user's mistake ends with one line and exit code 2, Ctrl-C with exit code 130."""
+    """What `main` returns. A user's mistake ends with one line and exit code 2, signal n with exit code 128 + n."""
+    stop_at_once()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without é gets \\xe9, not a traceback
@@ -48,9 +51,9 @@ def run_program(main: Callable[[], T]) -> T:
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        print(one_line(str(stopped)) or "interrupted", file=sys.stderr)
+        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
     except BrokenPipeError:  # who reads the output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes nowhere
         sys.exit(141)

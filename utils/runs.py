@@ -23,7 +23,14 @@ from utils.sources import image_files
 from utils.tracking import Tracker
 from utils.visualize import Panel, attention_figure
 
-FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "tracking.")  # change no result
+FREE_ON_RESUME = (
+    "data_root",
+    "output_dir",
+    "data.cache_dir",
+    "data.workers",
+    "train.save_every",
+    "tracking.",
+)  # change no result
 PICTURED = 6  # val images in attention.png
 
 

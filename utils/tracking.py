@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.errors import UserError
+from data.files import write_whole
 from utils.config import Config, flatten
 from utils.files import git_sha
 
@@ -17,19 +19,26 @@ class Tracker:
     Args:
         run_dir: the run's folder. config: its configuration; `config.tracking.mode` is none, offline or online.
             Online without a key or a network becomes offline, with one line that says so.
-        steps_done: when a run is resumed, the steps it had made: later lines of the log are dropped.
+        lines: when a run is resumed, how many lines its log had; later ones, which it writes again, are dropped.
     """
 
-    def __init__(self, run_dir: Path, config: Config, steps_done: int = 0) -> None:
+    def __init__(self, run_dir: Path, config: Config, lines: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = _lines_up_to(self.path, steps_done) if steps_done else []
-        self.path.write_text("".join(kept), encoding="utf-8")
+        self.lines = lines
+        before = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        write_whole(self.path, b"".join(before[:lines]))
         self._wandb: Any = _start_wandb(run_dir, config) if config.tracking.mode != "none" else None
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line; scalars go to Weights & Biases too."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Append one line, which is on the disk when this returns; scalars go to Weights & Biases too."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room, then --resume") from None
+        self.lines += 1
         self._quietly(lambda: self._wandb.log(values, step=step))
 
     def table(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -84,16 +93,3 @@ def _start_wandb(run_dir: Path, config: Config) -> Any:
             reason = " ".join(str(error).split())[:80]
             print(f"Weights & Biases {mode} cannot start ({reason})", file=sys.stderr)
     return None
-
-
-def _lines_up_to(path: Path, steps_done: int) -> list[str]:
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= steps_done:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break  # a line cut off in the middle is the last one
-    return kept

@@ -65,7 +65,8 @@ def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
 
 
 def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
-    def step(model: Captioner, optimizer: torch.optim.Optimizer) -> None:
+    def step(model: Captioner, optimizer: torch.optim.Optimizer, number: int) -> None:
+        torch.manual_seed(number)
         visuals, tokens = torch.randn(2, 4, 512), torch.tensor([[1, 4], [1, 5]])
         model.train()(Visual(visuals), tokens, torch.arange(2)).logits.square().sum().backward()
         optimizer.step()
@@ -76,16 +77,15 @@ def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
         return model, torch.optim.AdamW(list(model.parameter_groups(1e-2, 1e-3, 0.1)))
 
     model, optimizer = fresh()
-    step(model, optimizer)
+    step(model, optimizer, 0)
     save_state(tmp_path / "s", model, optimizer, {"epoch": 2, "best": 0.5})
-    for _ in range(3):
-        step(model, optimizer)
+    for number in range(1, 4):
+        step(model, optimizer, number)
 
-    torch.manual_seed(99)
     resumed, resumed_optimizer = fresh()
     assert load_state(tmp_path / "s", resumed, resumed_optimizer) == {"epoch": 2, "best": 0.5}
-    for _ in range(3):
-        step(resumed, resumed_optimizer)
+    for number in range(1, 4):
+        step(resumed, resumed_optimizer, number)
     for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

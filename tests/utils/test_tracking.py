@@ -23,7 +23,7 @@ def test_the_log_is_a_line_a_step_and_is_cut_where_a_run_resumes(tmp_path: Path)
         tracker.log(step, {"loss": 1 / step})
     log = tmp_path / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 40, "lo')  # killed while it wrote
-    Tracker(tmp_path, config("none"), steps_done=20).log(30, {"loss": 0.5})
+    Tracker(tmp_path, config("none"), lines=2).log(30, {"loss": 0.5})
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines == [{"step": 10, "loss": 0.1}, {"step": 20, "loss": 0.05}, {"step": 30, "loss": 0.5}]
 
