@@ -2,6 +2,7 @@
 # make test   set up .venv and run the tests
 # make lint   ruff and mypy
 # make kills  kill training 100 times and see that nothing is lost (make test: 20 times)
+# make fuzz   feed 10,000 damaged files to all that reads files (make test: 1,000)
 # make setup  only set up .venv
 #
 # On Linux the torch that arrives can use NVIDIA GPUs and takes 6 GB on the disk. UV_TORCH_BACKEND=cpu make setup
@@ -11,7 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 REQUIREMENTS := -r requirements.txt -r requirements-dev.txt
 
-.PHONY: run test kills lint setup
+.PHONY: run test kills fuzz lint setup
 run: setup
 	$(VENV)/bin/python train.py
 
@@ -20,6 +21,9 @@ test: setup
 
 kills: setup
 	$(VENV)/bin/python -m tests.kills --kills 100
+
+fuzz: setup
+	$(VENV)/bin/python -m tests.fuzz --cases 10000
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or
 
 import argparse
 
-from utils.files import git_sha, run_program, write_json
+from utils.files import git_sha, run_program, versions, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -31,9 +31,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,6 @@ from utils.results import class_scores, file_digest, read_results, result_entrie
 from utils.sources import image_files, open_dataset, stored_regions
 from utils.statistics import bootstrap, paired_test
 
-LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
 NOISE = 0.05  # a difference that chance alone makes this often is called noise
 
 
@@ -123,7 +120,7 @@ def main(arguments: argparse.Namespace) -> None:
         "intervals": "95 %, percentile bootstrap over images, 1000 resamples",
         "unavailable": scores.unavailable,
         "git_sha": git_sha(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
     show(result)
     if arguments.output:

@@ -8,7 +8,7 @@ eval.py and caption.py read), val.json (its captions of val), last/ (what --resu
 import argparse
 
 from utils.config import Config, load_config
-from utils.files import git_sha, run_program, write_json
+from utils.files import run_program, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +67,7 @@ from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
 from utils.progress import track
 from utils.results import result_entries
-from utils.runs import open_run, show_result
+from utils.runs import open_run, origin_of, show_result
 from utils.signals import SafePoints
 from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of, stored_regions
 from utils.tracking import Tracker
@@ -153,7 +153,8 @@ def main(config: Config, resume: bool) -> None:
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98), fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    run_dir = open_run(config, resume, accelerator)
+    origin = origin_of(dataset)
+    run_dir = open_run(config, resume, accelerator, origin)
     state_path = run_dir / "last" / "state.safetensors"
     progress = Progress()
     if state_path.exists():
@@ -227,7 +228,7 @@ def main(config: Config, resume: bool) -> None:
             if scores["CIDEr"] > progress.best:
                 progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
                 if tracker:
-                    about = {"epoch": epoch + 1, "val": scores, "git_sha": git_sha()}
+                    about = {"epoch": epoch + 1, "val": scores, **origin}
                     checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
                     save_checkpoint(run_dir / "best.safetensors", checkpoint)
                     entries = result_entries(images["val"], [said[row] for row in range(len(said))])

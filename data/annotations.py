@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from reprlib import repr as shown
 from typing import Any
 
 from data.errors import UserError
@@ -64,7 +65,7 @@ def _read_entries(
             image = read(path, position, entry)
             for key in (("imgid", image.imgid), ("filename", image.filename)):
                 if key in seen:
-                    raise UserError(f"{path}: {key[0]} {key[1]!r} stands twice; remove one of the two entries")
+                    raise UserError(f"{path}: {key[0]} {shown(key[1])} stands twice; remove one of the two entries")
                 seen.add(key)
             images.append(image)
         except UserError as error:
@@ -85,21 +86,21 @@ def _karpathy_image(path: Path, position: int, entry: Any) -> AnnotatedImage:
         imgid=_imgid(entry, position, where),
         filename=_filename(entry.get("filename"), where),
         split=_split(entry.get("split"), where),
-        captions=tuple(_caption(s.get("raw"), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)),
+        captions=_captions({f".sentences[{i}]": s.get("raw") for i, s in enumerate(sentences)}, where),
     )
 
 
 def _nwpu_image(path: Path, position: int, placed: tuple[str, int, Any]) -> AnnotatedImage:
     category, place, entry = placed
-    where = f"{path}: {category}[{place}]"
+    where = f"{path}: {shown(category)}[{place}]"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is not an object; restore the published file")
     keys = ["raw", *(f"raw_{i}" for i in range(1, 5))]
     return AnnotatedImage(
         imgid=position,
-        filename=_filename(f"{category}/{entry.get('filename')}", where),
+        filename=_filename(f"{category}/{_filename(entry.get('filename'), where)}", where),
         split=_split(entry.get("split"), where),
-        captions=tuple(_caption(entry[k], f"{where}.{k}") for k in keys if k in entry),
+        captions=_captions({f".{key}": entry[key] for key in keys if key in entry}, where),
     )
 
 
@@ -111,10 +112,10 @@ def swap_val_and_test(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save the annotations as UTF-8 JSON") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); restore the published file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
@@ -124,26 +125,40 @@ def _filename(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f'{where}: "filename" is missing or not text; restore the published file')
     parts = PurePosixPath(value.replace("\\", "/")).parts
-    if ".." in parts or value.startswith(("/", "\\")) or ":" in parts[0] or "\0" in value:
-        raise UserError(f"{where}: filename {value!r} leaves the folder of images; make it a relative path")
+    if not parts or ".." in parts or value.startswith(("/", "\\")) or ":" in parts[0]:
+        raise UserError(f"{where}: filename {shown(value)} leaves the folder of images; make it a relative path")
+    if "\0" in value or any(_too_long(part) for part in parts):
+        raise UserError(f"{where}: filename {shown(value)} is a name that no file can have; restore the published file")
     return "/".join(parts)
+
+
+def _too_long(name: str) -> bool:
+    """Whether a file system cannot hold the name: more than 255 bytes, or half a character."""
+    try:
+        return len(name.encode()) > 255
+    except UnicodeEncodeError:
+        return True
 
 
 def _imgid(entry: dict[str, Any], position: int, where: str) -> int:
     value = entry.get("imgid", position)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f'{where}: "imgid" is {value!r}, not a whole number; restore the published file')
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise UserError(f'{where}: "imgid" is {shown(value)}, not a whole number (64 bits); restore the published file')
     return value
 
 
 def _split(value: Any, where: str) -> str:
     split = "train" if value == "restval" else value
     if split not in SPLITS:
-        raise UserError(f'{where}: "split" is {value!r}; it must be one of {", ".join(SPLITS)}')
+        raise UserError(f'{where}: "split" is {shown(value)}; it must be one of {", ".join(SPLITS)}')
     return split
 
 
-def _caption(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "raw" is {value!r}, not text; restore the published file')
-    return value
+def _captions(values: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The captions at the places that `values` names; half a character, which JSON can hold and no file, becomes ?."""
+    if not values:
+        raise UserError(f"{where} has no caption; give it one or remove the entry")
+    for place, value in values.items():
+        if not isinstance(value, str):
+            raise UserError(f'{where}{place}: "raw" is {shown(value)}, not text; restore the published file')
+    return tuple(value.encode("utf-8", "replace").decode() for value in values.values())

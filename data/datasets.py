@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.annotations import SPLITS, AnnotatedImage, read_karpathy, read_nwpu, swap_val_and_test
 from data.errors import UserError
+from data.images import read_image
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,13 @@ CONVENTIONS = ("captioning", "as-is")
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """A data set on disk: its images by split, the folder that they lie in, and what was noticed on the way."""
+    """A data set on disk: its images, the folder that they lie in, what was noticed, and what was left out and why."""
 
     spec: DatasetSpec
     image_root: Path
     images: tuple[AnnotatedImage, ...]
     notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[AnnotatedImage]:
         """The images of one split, in the order of the annotations. `UserError` where there are none."""
@@ -155,7 +158,9 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
     elif convention_found == "captioning":
         notes.append(f"{name}: splits follow the captioning convention")
     notes += _size_notes(images, spec)
-    return CaptionDataset(spec, image_root, tuple(located(images, image_root)), tuple(notes))
+    images = located(images, image_root)
+    _refuse_links(images, image_root)
+    return CaptionDataset(spec, image_root, tuple(images), tuple(notes))
 
 
 def _first(root: Path, names: tuple[str, ...], is_there: Callable[[Path], bool]) -> Path | None:
@@ -182,8 +187,33 @@ def _size_notes(images: list[AnnotatedImage], spec: DatasetSpec) -> list[str]:
 
 def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedImage]:
     """The images with `filename` as it really lies under `image_root`: in its category's folder or flat."""
-    if (image_root / images[0].filename).exists() or "/" not in images[0].filename:
-        return images
-    return [
-        AnnotatedImage(image.imgid, image.filename.rsplit("/", 1)[1], image.split, image.captions) for image in images
-    ]
+    flat = [replace(image, filename=image.filename.rpartition("/")[2]) for image in images]
+    unique = len({image.filename for image in flat}) == len(flat)
+    return images if not unique or any((image_root / image.filename).exists() for image in images[:1]) else flat
+
+
+def _refuse_links(images: list[AnnotatedImage], image_root: Path) -> None:
+    """`UserError` where a file is, or lies behind, a link that leads out of the folder of images."""
+    root = image_root.resolve()
+    folders = {(image_root / image.filename).parent for image in images}
+    for path in (*folders, *(image_root / image.filename for image in images)):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UserError(f"{path}: a link that leaves the folder of images; put the file itself there")
+
+
+def without_broken(dataset: CaptionDataset) -> CaptionDataset:
+    """The data set without the images that cannot be read; `skipped` says which those are, and why."""
+
+    def fault(image: AnnotatedImage) -> str | None:
+        try:
+            read_image(dataset.path(image))
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        faults = list(pool.map(fault, dataset.images))
+    skipped = tuple(found for found in faults if found)
+    note = f"warning: {dataset.spec.name}: {len(skipped)} images cannot be read and are left out"
+    kept = tuple(image for image, found in zip(dataset.images, faults, strict=True) if not found)
+    return replace(dataset, images=kept, skipped=skipped, notes=(*dataset.notes, *([note] if skipped else [])))

@@ -27,8 +27,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.size < 32:
-            raise ValueError(f"size is {self.size}; encoders need at least 32 pixels")
+        if not isinstance(self.size, int) or not 32 <= self.size <= 4096:
+            raise ValueError(f"size is {self.size!r}; encoders need 32 to 4096 pixels")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}")
 

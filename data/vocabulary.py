@@ -15,7 +15,8 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        if tuple(words[: len(SPECIALS)]) != SPECIALS or len(set(words)) != len(words):
+        sound = isinstance(words, Sequence) and all(isinstance(word, str) for word in words)
+        if not sound or tuple(words[: len(SPECIALS)]) != SPECIALS or len(set(words)) != len(words):
             raise ValueError(f"a vocabulary starts with {SPECIALS} and holds each word once")
         self.words = tuple(words)
         self._token = {word: token for token, word in enumerate(self.words)}

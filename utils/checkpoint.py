@@ -22,9 +22,10 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
-from utils.config import Config, parse_config
+from utils.config import Config, DataConfig, parse_config
 
 FORMAT = "nadir-1"
+PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
 
 
@@ -61,7 +62,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
     """Write a checkpoint for inference, without heads, whole or not at all, its weights in `dtype`."""
     metadata = {
         "format": FORMAT,
-        "config": checkpoint.config.model_dump(mode="json"),
+        "config": _without_paths(checkpoint.config).model_dump(mode="json"),
         "vocabulary": list(checkpoint.vocabulary.words),
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "about": checkpoint.about,
@@ -74,22 +75,41 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that `save_checkpoint` wrote; the captioner is in evaluation mode, on the CPU.
 
-    Raises `UserError` naming the file where it is no such checkpoint or its parts do not fit each other.
+    A stranger's file costs no more memory than it has bytes, and no path that it names is followed. Raises `UserError`
+    naming the file where it is no such checkpoint or its parts do not fit each other.
     """
     tensors, metadata = _read(path)
     try:
-        config = parse_config(metadata["config"], str(path))
+        config = _without_paths(parse_config(metadata["config"], str(path)))
         vocabulary = Vocabulary(metadata["vocabulary"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
-        encoder = Encoder(config.model.encoder.name)
         channels = tensors["decoder.region.0.weight"].shape[0]
-        captioner = build_captioner(config, encoder, len(vocabulary), channels)
+
+        def build() -> Captioner:
+            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels)
+
+        with torch.device("meta"):  # as large as they like: no memory is taken
+            size = sum(value.numel() for value in _own_tensors(build()).values())
+        if size != sum(value.numel() for value in tensors.values()):
+            raise ValueError(f"the configuration asks for {size} weights, which are not there")
+        captioner = build()
         _fill(captioner, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if not all(torch.isfinite(value).all() for value in tensors.values()):
+            raise ValueError("weights are not finite")
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's numbers lead to
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+def _without_paths(config: Config) -> Config:
+    """The configuration without the files and folders of the machine that it was used on."""
+    data = config.data.model_copy(update={"cache_dir": DataConfig().cache_dir, "more_captions": None})
+    train = config.train.model_copy(update={"init": None, "teachers": []})
+    return config.model_copy(update={"data_root": None, "output_dir": None, "data": data, "train": train})
 
 
 def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
@@ -120,13 +140,11 @@ def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimize
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state dict without aliases: of tied weights the first name stays (safetensors shares no memory)."""
-    seen: set[int] = set()
-    tensors = {}
-    for key, value in module.state_dict().items():
-        if value.data_ptr() not in seen or value.numel() == 0:
-            seen.add(value.data_ptr())
-            tensors[key] = value.detach().cpu().contiguous()
-    return tensors
+    first: dict[int, str] = {}
+    values = module.state_dict(keep_vars=True)
+    for key, value in values.items():
+        first.setdefault(id(value), key)
+    return {key: values[key].detach().contiguous() for key in first.values()}
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -139,7 +157,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    write_whole(path, save(tensors, metadata=text))
+    write_whole(path, save({key: value.cpu() for key, value in tensors.items()}, metadata=text))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -152,6 +170,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise UserError(f"{path}: not a checkpoint of this program (format {metadata.get('format')!r})")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, {k: v if k == "format" else json.loads(v) for k, v in metadata.items()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
+        with open(path, "rb") as file:
+            if file.read(2) in PICKLES:
+                raise UserError(
+                    f"{path}: a pickle, which could run any program and is never read; where you trust it, convert "
+                    "its state dict with safetensors.torch.save_file"
+                ) from None
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: not a safetensors checkpoint ({reason}); pickles are not read here") from None
+        raise UserError(f"{path}: not a safetensors checkpoint ({reason}); copy or train it again") from None

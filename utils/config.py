@@ -23,6 +23,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+UpTo1000 = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
 
@@ -56,6 +57,7 @@ class DataConfig(Section):
     held_back: Share = 0.0  # share of the train images that is kept for choosing, as the split "held-back"
     limit: Natural = 0  # use only so many images of each split, evenly spread; 0: all
     more_captions: str | None = None  # results file of the train split: a caption more for each image, as of a teacher
+    skip_broken: bool = False  # leave out images that cannot be read, found by reading all; false: stop at the first
     workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
     cache_dir: str = "cache"  # synthetic scenes and feature stores
 
@@ -154,8 +156,8 @@ class DecodingConfig(Section):
     """How captions are found."""
 
     method: Literal["beam", "greedy", "sample"] = "beam"
-    beam_size: Count = 5
-    max_words: Count = 30
+    beam_size: UpTo1000 = 5
+    max_words: UpTo1000 = 30
     length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
     temperature: Positive = 1.0  # of sampling
     views: Literal[1, 8] = 1  # turns and flips of an image whose features are averaged; 8 is test-time augmentation

@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from data.files import write_whole
 from utils.signals import Stopped, stop_at_once
 
 T = TypeVar("T")
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,6 +36,11 @@ def git_sha() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit.strip() + ("+" if changes.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries that figures depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def one_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -18,24 +19,20 @@ from data.loading import Visuals
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, dump_config, flatten, parse_config, read_yaml
 from utils.devices import best_device
+from utils.files import git_sha, versions, write_json
 from utils.inference import caption_rows
+from utils.results import split_digest
 from utils.sources import image_files
 from utils.tracking import Tracker
 from utils.visualize import Panel, attention_figure
 
-FREE_ON_RESUME = (
-    "data_root",
-    "output_dir",
-    "data.cache_dir",
-    "data.workers",
-    "train.save_every",
-    "tracking.",
-)  # change no result
+# what changes no result
+FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "train.save_every", "tracking.")
 PICTURED = 6  # val images in attention.png
 
 
-def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
-    """The run's folder, with config.yaml in it; one that holds a run is only taken with --resume."""
+def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dict[str, Any]) -> Path:
+    """The run's folder, with config.yaml and origin.json in it; one that holds a run is only taken with --resume."""
     started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
     run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
     written = run_dir / "config.yaml"
@@ -45,8 +42,20 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator) -> Path:
         check_same_recipe(written, config)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process and not written.exists():
+        write_json(run_dir / "origin.json", origin)
         write_whole(written, dump_config(config))
     return run_dir
+
+
+def origin_of(dataset: CaptionDataset) -> dict[str, Any]:
+    """What a run's numbers come from beside its configuration: code, libraries, data, and the images left out."""
+    splits = dict.fromkeys(image.split for image in dataset.images)
+    return {
+        "git_sha": git_sha(),
+        "versions": versions(),
+        "data_sha256": {split: split_digest(dataset.split(split)) for split in splits},
+        "skipped": list(dataset.skipped),
+    }
 
 
 def check_same_recipe(written: Path, config: Config) -> None:

@@ -1,10 +1,9 @@
 """Halve a checkpoint for shipping: python -m utils.ship RUN/best.safetensors checkpoints/rsicd.safetensors.
 
-The weights are rounded to float16, and the folders of the machine that trained it are left out; everything else stays.
+The weights are rounded to float16; everything else stays.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,12 +18,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("destination", type=Path)
     arguments = parser.parse_args()
-    checkpoint = load_checkpoint(arguments.source)
-    config = checkpoint.config
-    train = config.train.model_copy(update={"init": None, "teachers": []})
-    data = config.data.model_copy(update={"more_captions": None})
-    config = config.model_copy(update={"data_root": None, "output_dir": None, "train": train, "data": data})
-    save_checkpoint(arguments.destination, replace(checkpoint, config=config), torch.float16)
+    save_checkpoint(arguments.destination, load_checkpoint(arguments.source), torch.float16)
 
 
 if __name__ == "__main__":

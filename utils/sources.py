@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
-from data.datasets import DATASETS, CaptionDataset, load_dataset
+from data.datasets import DATASETS, CaptionDataset, load_dataset, without_broken
 from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
 from data.loading import BatchKey, ImageFiles, Readable, Regions, visual_loader
@@ -45,10 +45,11 @@ def open_dataset(config: Config) -> CaptionDataset:
     if config.data.more_captions:
         dataset = with_captions(dataset, Path(config.data.more_captions))
     dataset = hold_back(dataset, config.data.held_back)
-    if not config.data.limit:
-        return dataset
-    splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
-    return replace(dataset, images=tuple(image for split in splits for image in thinned(split, config.data.limit)))
+    if config.data.limit:
+        splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
+        kept = tuple(image for split in splits for image in thinned(split, config.data.limit))
+        dataset = replace(dataset, images=kept)
+    return without_broken(dataset) if config.data.skip_broken else dataset
 
 
 def with_captions(dataset: CaptionDataset, path: Path) -> CaptionDataset:

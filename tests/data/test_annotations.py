@@ -39,6 +39,14 @@ def test_karpathy_fields(tmp_path: Path) -> None:
         ([entry(filename="../../etc/passwd")], "leaves the folder"),
         ([entry(filename="a\\..\\..\\b.jpg")], "leaves the folder"),
         ([entry(filename="/etc/passwd")], "leaves the folder"),
+        ([entry(filename=".")], "leaves the folder"),
+        ([entry(filename="a" * 256)], "no file can have"),
+        ([entry(filename="a\0.jpg")], "no file can have"),
+        ([entry(filename="a\ud800.jpg")], "no file can have"),
+        ([entry(sentences=[])], "no caption"),
+        ([entry(split=[[[[[[[[["train"]]]]]]]]])], "split"),
+        ([entry(imgid=2**63)], "64 bits"),
+        ([entry(imgid=float("nan"))], "imgid"),
         ([entry(imgid="7")], "imgid"),
         ([entry(imgid=True)], "imgid"),
         ([entry(sentences="a plane")], "sentences"),
@@ -84,3 +92,25 @@ def test_swap_exchanges_val_and_test_alone(tmp_path: Path) -> None:
     images = [entry(split=s, imgid=i, filename=f"{i}.jpg") for i, s in enumerate(splits)]
     swapped = swap_val_and_test(read_karpathy(write(tmp_path / "a.json", {"images": images})))
     assert [image.split for image in swapped] == ["train", "test", "val"]
+
+
+def test_a_fault_is_named_in_a_line_however_large_it_is(tmp_path: Path) -> None:
+    for change in ({"split": "x" * 10**6}, {"imgid": ["y" * 10**6] * 50}, {"filename": "../" * 10**5}):
+        with pytest.raises(UserError) as caught:
+            read_karpathy(write(tmp_path / "a.json", {"images": [entry(**change)]}))
+        assert len(str(caught.value)) < 400
+
+
+def test_an_nwpu_image_without_a_name_is_refused(tmp_path: Path) -> None:
+    document = {"airplane": [{"split": "train", "raw": "a plane"}]}
+    with pytest.raises(UserError, match="filename"):
+        read_nwpu(write(tmp_path / "a.json", document))
+
+
+def test_text_of_every_kind(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    document = json.dumps({"images": [entry(sentences=[{"raw": "\ud800 caf\u00e9"}, {"raw": "word " * 10_000}])]})
+    path.write_text("\ufeff" + document, encoding="utf-8")  # as some editors save it
+    (image,) = read_karpathy(path)
+    assert image.captions[0] == "? café"
+    assert len(image.captions[1].split()) == 10_000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.datasets import DATASETS, load_dataset
+from data.datasets import DATASETS, load_dataset, without_broken
 from data.errors import UserError
 from data.images import read_image
 
@@ -96,3 +96,43 @@ def test_a_split_without_images(tmp_path: Path) -> None:
     root = miniature(tmp_path, "dataset.json", "imgs", {"1.tif": "train"})
     with pytest.raises(UserError, match="choose one of train"):
         load_dataset("UCM", root).split("test")
+
+
+def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "1.tif").touch()
+    root = miniature(tmp_path / "data", "dataset.json", "imgs", {"1.tif": "train", "2.tif": "val"})
+    (root / "imgs" / "2.tif").unlink()
+    (root / "imgs" / "2.tif").symlink_to("1.tif")
+    assert load_dataset("UCM", root).images  # a link within the folder
+    (root / "imgs" / "2.tif").unlink()
+    (root / "imgs" / "2.tif").symlink_to(outside / "1.tif")
+    with pytest.raises(UserError, match=r"2\.tif: a link that leaves"):
+        load_dataset("UCM", root)
+    (root / "imgs" / "2.tif").unlink()
+    (root / "imgs" / "deep").symlink_to(outside)
+    document = (root / "dataset.json").read_text().replace("2.tif", "deep/1.tif")
+    (root / "dataset.json").write_text(document)
+    with pytest.raises(UserError, match="deep: a link that leaves"):
+        load_dataset("UCM", root)
+
+
+def test_names_that_would_become_one_keep_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "NWPU_images").mkdir()
+    document = {name: [{"filename": "1.jpg", "split": "train", "raw": "a"}] for name in ("airplane", "beach")}
+    (tmp_path / "dataset_nwpu.json").write_text(json.dumps(document))
+    names = [image.filename for image in load_dataset("NWPU", tmp_path).images]
+    assert names == ["airplane/1.jpg", "beach/1.jpg"]
+
+
+def test_broken_images_can_be_left_out(tmp_path: Path) -> None:
+    root = miniature(tmp_path, "dataset.json", "imgs", {f"{i}.tif": "train" for i in range(5)})
+    whole = load_dataset("UCM", root)
+    assert without_broken(whole) == whole
+    (root / "imgs" / "1.tif").write_bytes(b"")
+    (root / "imgs" / "3.tif").unlink()
+    kept = without_broken(load_dataset("UCM", root))
+    assert [image.filename for image in kept.images] == ["0.tif", "2.tif", "4.tif"]
+    assert ["1.tif" in kept.skipped[0], "3.tif" in kept.skipped[1], len(kept.skipped)] == [True, True, 2]
+    assert kept.notes[-1] == "warning: UCM: 2 images cannot be read and are left out"

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,34 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png.*pixels"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_values_that_are_not_finite_are_black(tmp_path: Path) -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 0.0, 100.0, 200.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 0, 0, 127, 255]
+
+
+def test_nothing_is_read_that_starts_a_program_or_waits(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")  # EPS: Ghostscript
+    os.mkfifo(tmp_path / "b.jpg")
+    for name in ("a.jpg", "b.jpg"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_libtiff_says_nothing_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.tif", compression="tiff_deflate")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[200:240] = bytes(40)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif: not a readable image"):
+        read_image(tmp_path / "a.tif")
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
+
+
+def test_damaged_exif_costs_only_the_orientation(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), "red")
+    image.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\xff\xff\xff\xff\0\x06")
+    assert read_image(tmp_path / "a.jpg").shape == (2, 4, 3)

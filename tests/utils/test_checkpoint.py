@@ -109,6 +109,11 @@ def test_pickles_and_strangers_are_refused(tmp_path: Path, path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         load_checkpoint(tmp_path / "other.safetensors")
+    for name in ("archive.pth", "pickle.pth"):
+        if name == "archive.pth":
+            torch.save({"a": torch.ones(1)}, tmp_path / name)
+        with pytest.raises(UserError, match=r"a pickle.*convert its state dict with safetensors"):
+            load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "missing.safetensors")
 
@@ -139,3 +144,84 @@ def test_parts_that_do_not_fit_are_refused(path: Path, fault: str) -> None:
     with pytest.raises(UserError, match=str(path)) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+def edited(path: Path, **changes: object) -> Path:
+    """The checkpoint with parts of its configuration or its other metadata replaced."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    config = json.loads(metadata["config"])
+    for key, value in changes.items():
+        if key in metadata:
+            metadata[key] = value if isinstance(value, str) else json.dumps(value)
+            continue
+        *sections, last = key.split("__")
+        at = config
+        for section in sections:
+            at = at[section]
+        at[last] = value
+        metadata["config"] = json.dumps(config)
+    save_file(load_file(path), path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__decoder__width": 10**6},
+        {"model__decoder__width": 10**40},
+        {"model__encoder__name": "eva_giant_patch14_224"},
+        {"decoding__beam_size": 10**9},
+        {"decoding__max_words": 10**9},
+        {"preprocessing": {"size": 10**6}},
+        {"preprocessing": {"size": 64.5}},
+        {"preprocessing": {"size": 64, "interpolation": ["area"]}},
+        {"vocabulary": [*SPECIALS, "a", "plane", 3]},
+        {"vocabulary": "[" * 100_000},
+        {"about": "[" * 100_000},
+        {"about": 3},
+    ],
+    ids=str,
+)
+def test_sizes_that_a_stranger_claims_take_no_memory(path: Path, changes: dict[str, object]) -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=str(path)) as caught:
+        load_checkpoint(edited(path, **changes))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_a_header_that_claims_a_terabyte_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["decoder.key.weight"] |= {"shape": [10**6, 250_000], "data_offsets": [0, 10**12]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(UserError, match="not a safetensors checkpoint"):
+        load_checkpoint(path)
+
+
+def test_paths_are_neither_written_nor_followed(tmp_path: Path, path: Path) -> None:
+    trap = str(tmp_path / "trap")
+    edited(path, data_root=trap, output_dir=trap, data__cache_dir=trap, model__encoder__weights=trap)
+    loaded = load_checkpoint(path)
+    assert (loaded.config.data_root, loaded.config.output_dir, loaded.config.data.cache_dir) == (None, None, "cache")
+    there = CONFIG.model_copy(update={"data_root": trap, "output_dir": trap})
+    save_checkpoint(path, Checkpoint(loaded.captioner, VOCABULARY, Preprocessing(64), there, {}))
+    assert trap.encode() not in path.read_bytes()
+
+
+def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["decoder.key.weight"][0, 0] = torch.nan
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        save_file(tensors, path, file.metadata())
+    with pytest.raises(UserError, match="not finite"):
+        load_checkpoint(path)
