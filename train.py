@@ -205,8 +205,13 @@ def main(config: Config, resume: bool) -> None:
                 group = [b for _, b in zip(range(accumulation), stream, strict=False)]
                 set_seed(hash((config.seed, rank, progress.step)) % 2**32)  # here: a loader that starts draws, too
                 group = [guides(b.to(accelerator.device), epoch) for b in group]
-                for _ in range(config.train.updates):
-                    terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
+                try:
+                    for _ in range(config.train.updates):
+                        terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
+                except FloatingPointError as error:
+                    names = ", ".join(images["train"][row].filename for b in group for row in b.rows.tolist())
+                    where = f"step {progress.step + 1}, learning rate {peaks[0] * rate:.3g}, images {names}"
+                    raise UserError(f"{error} at {where}; lower train.lr or set train.precision=fp32") from None
                 progress.step += 1
                 if progress.step % config.train.log_every == 0:
                     values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
@@ -310,10 +315,10 @@ def train_step(
 
 
 def stop_unless_finite(value: Tensor, what: str, terms: dict[str, Tensor]) -> None:
-    """`UserError` with every term where `value` is infinite or no number."""
+    """`FloatingPointError` with every term where `value` is infinite or no number."""
     if not torch.isfinite(value):
         every = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
-        raise UserError(f"the {what} is not finite ({every}); lower train.lr or set train.precision=fp32")
+        raise FloatingPointError(f"the {what} is not finite ({every})")
 
 
 def log_terms(result: LossResult) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """From annotated images to batches: several captions per image, each distinct caption once with its multiplicity."""
 
 import math
+import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.annotations import AnnotatedImage
+from data.errors import UserError
 from data.images import read_image
 from data.tokenizer import tokenize
 from data.transforms import Preprocessing, to_channels_first, view_of
@@ -21,6 +24,7 @@ from models.pooling import Visual
 from models.tokens import PAD
 from models.views import turned
 
+SLOTS = 256  # more than there are processes that read
 IGNORE = -100  # what the losses do not count as a word
 T = TypeVar("T", covariant=True)
 
@@ -153,17 +157,25 @@ class ImageFiles:
         self.size = preprocessing.size
         self.augment, self.seed, self.blank = augment, seed, blank
         self._transform = preprocessing.transform(augment)
+        self._reading = torch.full((SLOTS,), -1).share_memory_()  # rows, at the ids of the processes that read them
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
         """Images of the rows, uint8 [b, 3, size, size]; augmentation depends on seed, epoch and row alone."""
         out = torch.full((len(rows), 3, self.size, self.size), 127, dtype=torch.uint8)
+        slot = os.getpid() % SLOTS
         for i, row in enumerate(rows):
             if not self.blank:
+                self._reading[slot] = row
                 if self.augment:
                     self._transform.set_random_seed(hash((self.seed, epoch, row)) % 2**32)
                 image = to_channels_first(self._transform(image=read_image(self.paths[row]))["image"])
                 out[i] = turned(torch.from_numpy(image), self.view(row, epoch))
         return out
+
+    def last_read(self, process: int) -> Path | None:
+        """The file that a process read last, None where it read none."""
+        row = int(self._reading[process % SLOTS])
+        return self.paths[row] if row >= 0 else None
 
     def view(self, row: int, epoch: int) -> int:
         """Which turn or flip of image `row` is seen in `epoch`."""
@@ -239,14 +251,33 @@ def distinct_captions(image: AnnotatedImage, vocabulary: Vocabulary, max_words: 
     return Counter(tuple(vocabulary.encode(words, max_words)) for words in worded)
 
 
-def loader(batches: CaptionBatches, keys: Sequence[BatchKey], workers: int) -> DataLoader[Batch]:
-    """Yields the batches of `keys` in order, read ahead by `workers` processes (0: in this one)."""
-    return DataLoader(batches, sampler=keys, batch_size=None, num_workers=workers)
+def loader(batches: CaptionBatches, keys: Sequence[BatchKey], workers: int) -> Iterator[Batch]:
+    """Yields the batches of `keys` in order, read ahead by `workers` processes (0: in this one).
+
+    `UserError` where a file cannot be read, or where a process died, naming the file that it died on.
+    """
+    return _read_ahead(batches, keys, workers, batches.visuals)
 
 
-def visual_loader(visuals: Readable[T], keys: Sequence[BatchKey], workers: int) -> DataLoader[T]:
-    """Yields what `visuals` reads for `keys`, in order, for a pass without captions."""
-    return DataLoader(_Reader(visuals), sampler=keys, batch_size=None, num_workers=workers)
+def visual_loader(visuals: Readable[T], keys: Sequence[BatchKey], workers: int) -> Iterator[T]:
+    """Yields what `visuals` reads for `keys`, in order, for a pass without captions; errors as of `loader`."""
+    return _read_ahead(_Reader(visuals), keys, workers, visuals)
+
+
+def _read_ahead(items: Dataset[T], keys: Sequence[BatchKey], workers: int, visuals: object) -> Iterator[T]:
+    try:
+        for item in DataLoader(_Guarded(items), sampler=keys, batch_size=None, num_workers=workers):
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        dead = re.search(r"worker \(pid(?:\(s\))? (\d+)", str(error))
+        if dead is None:
+            raise
+        files = getattr(visuals, "content", visuals)
+        last = files.last_read(int(dead[1])) if isinstance(files, ImageFiles) else None
+        where = f"; it was reading {last}" if last else ""
+        raise UserError(f"a process that reads data died{where}; mend the file, or lower data.workers") from None
 
 
 class _Reader(Dataset[T]):
@@ -255,3 +286,16 @@ class _Reader(Dataset[T]):
 
     def __getitem__(self, key: BatchKey) -> T:
         return self.visuals.read(key.rows, key.epoch)
+
+
+class _Guarded(Dataset[T | UserError]):
+    """Gives a `UserError` in place of an item: raised in another process it would become a traceback of many lines."""
+
+    def __init__(self, items: Dataset[T]) -> None:
+        self.items = items
+
+    def __getitem__(self, key: BatchKey) -> T | UserError:
+        try:
+            return self.items[key]
+        except UserError as error:
+            return error

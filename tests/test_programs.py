@@ -331,6 +331,7 @@ def test_a_loss_that_is_not_finite_stops_with_every_term(
     assert "not finite" in done.stderr
     for term in ("custum_loss/ce", "custum_loss/dsr", "custum_loss/avr"):
         assert term in done.stderr
+    assert re.search(r"step \d+, learning rate 1e\+30, images \w+\.png, ", done.stderr)
     assert len(done.stderr.splitlines()) == 1
 
 

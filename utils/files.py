@@ -1,5 +1,6 @@
 """What every program needs: JSON out, the commit of the code, and the ways to end."""
 
+import errno
 import io
 import json
 import os
@@ -62,6 +63,22 @@ def run_program(main: Callable[[], T]) -> T:
     except (Stopped, KeyboardInterrupt) as stopped:
         print(one_line(str(stopped)) or "interrupted", file=sys.stderr)
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
-    except BrokenPipeError:  # who reads the output has gone (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes nowhere
-        sys.exit(141)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # who reads the output has gone (`| head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes nowhere
+            sys.exit(141)
+        if (advice := _out_of(error)) is None:
+            raise
+        print(f"error: {advice}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _out_of(error: Exception) -> str | None:
+    """What ran out and what to lower; None where it is another error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the disk'}: no space left; make room, then go on with the same command"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "out of GPU memory; lower train.batch_size, model.encoder.batch_size or data.size"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return "out of memory; lower train.batch_size, model.encoder.batch_size, data.workers or data.size"
+    return None

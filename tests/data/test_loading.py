@@ -1,3 +1,5 @@
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import torch
 from PIL import Image
 
 from data.annotations import AnnotatedImage
-from data.loading import IGNORE, BatchKey, CaptionBatches, ImageFiles, distinct_captions, loader
+from data.errors import UserError
+from data.loading import IGNORE, BatchKey, CaptionBatches, ImageFiles, distinct_captions, loader, visual_loader
 from data.transforms import Preprocessing
 from data.vocabulary import Vocabulary
 from models.pooling import Visual
@@ -114,3 +117,32 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(files: list[Path]) -> 
     assert len({tuple(one.read([2], epoch=epoch).flatten().tolist()) for epoch in range(10)}) > 6
     other_seed = ImageFiles(files, Preprocessing(32), augment=True, seed=9)
     assert not torch.equal(one.read([0, 1, 2]), other_seed.read([0, 1, 2]))
+
+
+def test_errors_of_other_processes_are_one_line_and_name_the_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    paths[2].write_bytes(b"")
+    keys = [BatchKey(0, [i]) for i in range(4)]
+    with pytest.raises(UserError, match=r"2\.png") as caught:
+        list(visual_loader(ImageFiles(paths, Preprocessing(32)), keys, workers=1))
+    assert "\n" not in str(caught.value)
+
+
+class Deadly(ImageFiles):
+    """Kills the process that reads its third image, as the kernel does where memory is short."""
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        images = super().read(rows, epoch)
+        if 2 in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images
+
+
+def test_a_process_that_dies_is_reported_with_its_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(UserError, match=r"died; it was reading .*2\.png"):
+        list(visual_loader(Deadly(paths, Preprocessing(32)), [BatchKey(0, [i]) for i in range(4)], workers=1))

@@ -43,3 +43,16 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+def test_what_runs_out_is_named_with_what_to_lower() -> None:
+    for raised, advice in (
+        ("raise OSError(28, 'No space left on device', 'cache/a.h5')", "cache/a.h5: no space left"),
+        ("raise MemoryError", "lower train.batch_size"),
+        ("import torch; torch.empty(10**15)", "lower train.batch_size"),
+        ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')", "out of GPU memory"),
+    ):
+        done = end(raised)
+        assert done.returncode == 2 and advice in done.stderr.decode()
+        assert len(done.stderr.splitlines()) == 1
+    assert b"Traceback" in end("raise RuntimeError('a mistake of the program')").stderr
