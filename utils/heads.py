@@ -161,13 +161,15 @@ def build_heads(names: Sequence[str | None], setting: Setting) -> dict[str, Head
     """The heads among `names`, in the registry's order; `UserError` where the data or the recipe cannot serve one."""
     asked = {name: kind for name, kind in HEADS.items() if name in names}
     config = setting.config
-    turned, key = (
-        (config.data.augment, "data.augment=false")
-        if config.model.encoder.trainable
-        else (config.data.views > 1, "data.views=1")
-    )
-    if turned and (placed := [name for name, kind in asked.items() if kind.placed]):
-        raise UserError(f"head: {placed[0]} learns where things lie, and images are turned; set {key}")
+    turned = {
+        "data.augment=false": config.model.encoder.trainable and config.data.augment,
+        "data.views=1": not config.model.encoder.trainable and config.data.views > 1,
+        "decoding.views=1": not config.model.encoder.trainable and config.decoding.views > 1,
+    }
+    placed = [name for name, kind in asked.items() if kind.placed]
+    if placed and any(turned.values()):
+        ways = " ".join(key for key, on in turned.items() if on)
+        raise UserError(f"head: {placed[0]} learns where things lie, and images are turned; set {ways}")
     return {name: kind.build(setting) for name, kind in asked.items()}
 
 

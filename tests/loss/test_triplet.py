@@ -230,3 +230,13 @@ def test_bad_input() -> None:
     for options in ({"mining": "hard"}, {"distance": "l1"}, {"average": "some"}, {"reduction": "avg"}):
         with pytest.raises(ValueError, match="must be one of"):
             TripletLoss(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mining", ["all", "batch_hard", "semihard"])
+def test_views_of_one_thing_have_its_label(mining: str) -> None:
+    views, labels = torch.randn(3, 5, 4), torch.tensor([0, 1, 1, 2, 3])
+    loss = TripletLoss(mining=mining)
+    expected = loss(torch.cat(list(views)), torch.cat([labels] * 3))
+    assert torch.equal(loss(views, labels), expected) and expected > 0
+    with pytest.raises(ValueError, match="must be"):
+        loss(views, labels[:4])
