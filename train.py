@@ -1,8 +1,8 @@
 """Train a captioner: python train.py [--dataset RSICD --data-root DIR] [section.key=value ...].
 
 With nothing else it trains on synthetic scenes that it makes itself. Every option and its default stands in
-utils/config.py; recipes stand in configs/. A run's folder holds config.yaml, metrics.jsonl, best.safetensors (what
-eval.py and caption.py read), val.json (its captions of val), last/ (what --resume needs) and attention.png.
+utils/config.py; recipes stand in configs/. A run's folder holds config.yaml, origin.json, metrics.jsonl, attention.png,
+best.safetensors (what eval.py and caption.py read), val.json (its captions of val), and last/ (what --resume needs).
 """
 
 import argparse

@@ -67,7 +67,7 @@ class Tracker:
         try:
             action()
         except Exception as error:  # whatever a tracker's library throws, training goes on
-            print(f"tracking stopped: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
+            print(f"tracking stopped: {type(error).__name__}: {' '.join(str(error).split())[:100]}", file=sys.stderr)
             self._wandb = None
 
 
