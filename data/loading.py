@@ -2,7 +2,8 @@
 
 import math
 import os
-import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -265,17 +266,21 @@ def visual_loader(visuals: Readable[T], keys: Sequence[BatchKey], workers: int) 
 
 
 def _read_ahead(items: Dataset[T], keys: Sequence[BatchKey], workers: int, visuals: object) -> Iterator[T]:
+    stream: Any = iter(DataLoader(_Guarded(items), sampler=keys, batch_size=None, num_workers=workers))
+    if workers and threading.current_thread() is threading.main_thread():
+        # torch's own handler raises an error wherever the program is; here a death is found where its batch is awaited
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        for item in DataLoader(_Guarded(items), sampler=keys, batch_size=None, num_workers=workers):
+        for item in stream:
             if isinstance(item, UserError):
                 raise item
             yield item
-    except RuntimeError as error:
-        dead = re.search(r"worker \(pid(?:\(s\))? (\d+)", str(error))
-        if dead is None:
+    except (RuntimeError, EOFError, OSError):
+        dead = [worker.pid for worker in getattr(stream, "_workers", ()) if worker.join(1) or not worker.is_alive()]
+        if not dead:
             raise
         files = getattr(visuals, "content", visuals)
-        last = files.last_read(int(dead[1])) if isinstance(files, ImageFiles) else None
+        last = files.last_read(dead[0]) if isinstance(files, ImageFiles) else None
         where = f"; it was reading {last}" if last else ""
         raise UserError(f"a process that reads data died{where}; mend the file, or lower data.workers") from None
 
