@@ -189,8 +189,8 @@ def read_run(config: Config, dataset: CaptionDataset, columns: Sequence[str]) ->
     images = dataset.split("val")
     captions = read_results(results_of(config), images)
     scores = score_captions(captions, {image.imgid: image.captions for image in images}, FAST)
-    seconds = json.loads(results_of(config).read_text(encoding="utf-8"))["seconds"]
-    measures = {**scores.metrics, SECONDS: seconds}
+    left = json.loads(results_of(config).read_text(encoding="utf-8"))
+    measures = {**left["val"], **scores.metrics, SECONDS: left["seconds"]}
     if not measures.keys() >= set(columns):
         measures |= diversity(captions.values(), [c for image in dataset.split("train") for c in image.captions])
     if unknown := [column for column in columns if column not in measures]:

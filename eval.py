@@ -47,6 +47,8 @@ from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
 from utils.diversity import diversity, self_cider
+from utils.grounding import SCORES as GROUNDING
+from utils.grounding import ground, known_truth
 from utils.inference import Caption, caption_rows
 from utils.metrics import Scores, score_captions
 from utils.report import Example, write_report
@@ -70,6 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     beams: list[list[Caption]] = []
     visuals = None
+    grounding: dict[str, float] = {}
     if path and checkpoint:
         precision = choose_precision("auto", best_device())
         captioner = checkpoint.captioner.to(best_device())
@@ -77,6 +80,7 @@ def main(arguments: argparse.Namespace) -> None:
         visuals = Visuals(image_files(config, dataset, images), regions)
         rows = range(len(images))
         beams = list(caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision))
+        grounding = ground(captioner, checkpoint.vocabulary, visuals, images, known_truth(dataset), precision)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
             "checkpoint": str(arguments.checkpoint or SHIPPED.name),
@@ -98,6 +102,8 @@ def main(arguments: argparse.Namespace) -> None:
         "classes": by_class(scores, images),
         "diversity": variety(captions, dataset, beams, references),
     }
+    if grounding:
+        result["grounding"] = grounding
     if others is not None:
         result["comparison"] = {
             "baseline": arguments.baseline,
@@ -198,6 +204,11 @@ def show(result: dict[str, Any]) -> None:
     console.print("diversity: " + ", ".join(f"{name} {value:.4g}" for name, value in varied.items()))
     if "seen_in_train" not in varied:
         console.print("what is compared with train captions is left out: there are none in this data set's folder")
+    if "grounding" in result:
+        pointing, iou, chance = (100 * result["grounding"][name] for name in GROUNDING)
+        console.print(
+            f"attention of nouns: {pointing:.1f} % point at what they name, IoU {iou:.1f}, chance {chance:.1f}"
+        )
     if "comparison" in result:
         show_comparison(console, result["comparison"])
 

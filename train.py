@@ -57,6 +57,7 @@ from utils.checkpoint import (
     save_state,
 )
 from utils.devices import best_device, choose_precision, keep_freed_memory
+from utils.grounding import ground, known_truth
 from utils.guides import TARGET as GUIDES
 from utils.guides import Guides, load_models
 from utils.heads import OUT as HEADS_OUT
@@ -120,6 +121,7 @@ def main(config: Config, resume: bool) -> None:
         )
         encoder = copy.deepcopy(known).to(accelerator.device)
         images = {split: dataset.split(split) for split in ("train", "val")}
+        truths = known_truth(dataset)
         visuals: dict[str, Visuals] = {}
         for split in images:
             content: Content
@@ -229,6 +231,7 @@ def main(config: Config, resume: bool) -> None:
             said = dict(gather_object(list(zip(mine, texts, strict=True))))
             scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
             scores |= score_heads(captioner, heads, val_batches, precision)
+            scores |= ground(captioner, vocabulary, visuals["val"], images["val"], truths, precision)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best:
                 progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1

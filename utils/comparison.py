@@ -11,7 +11,8 @@ import numpy as np
 from data.files import write_whole
 from utils.statistics import Comparison, crossed_test
 
-SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")  # shown x 100; measures of diversity as they are
+# shown x 100; measures of diversity as they are
+SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "pointing", "IoU", "chance")
 SECONDS = "s / epoch"  # time of training one epoch
 TESTED = "CIDEr"  # the metric that is tested and drawn; like all of COCO's, a mean over images
 

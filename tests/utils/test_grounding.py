@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.datasets import load_dataset
+from data.loading import ImageFiles, Visuals
+from data.region_store import FoundRegions
+from data.regions import RegionFinder, RegionSpec
+from data.scenery.classes import CLASSES
+from data.synthetic import Truth
+from data.tokenizer import tokenize
+from data.transforms import Preprocessing
+from data.vocabulary import Vocabulary
+from models.captioner import Captioner
+from models.decoder import Decoder
+from models.encoder import Encoder
+from utils.grounding import ground, known_truth, score_map, score_nouns
+
+
+def test_scores_of_a_map_by_hand() -> None:
+    there = np.zeros((4, 4), bool)
+    there[:2, :2] = True
+    assert score_map(np.array([[0.7, 0.1], [0.1, 0.1]]), there) == (1.0, 1.0, 0.25)
+    assert score_map(np.array([[0.1, 0.7], [0.1, 0.1]]), there) == (0.0, 0.0, 0.25)
+    assert score_map(np.full((2, 2), 0.25), there) == (0.25, 0.25, 0.25)  # an even look: chance
+    assert score_map(np.array([[0.4, 0.4], [0.1, 0.1]]), there) == (0.5, 0.5, 0.25)  # a tie is shared out
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Truth:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4], mask[4:, :4] = CLASSES.index("water"), CLASSES.index("boat")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    nouns = {"water": ("water", "sea"), "boat": ("boats",)}
+    return Truth("port", np.zeros((0, 4)), np.zeros(0), nouns, tmp_path / "mask.png")
+
+
+def test_nouns_are_scored_on_what_they_name(truth: Truth) -> None:
+    masks = np.stack([truth.mask == CLASSES.index(name) for name in ("water", "boat", "background")])
+    words = ["many", "boats", "on", "the", "sea", "<end>"]
+    attention = np.array([[0, 0, 1], [0.1, 0.8, 0.1], [0, 0, 1], [0, 0, 1], [0.2, 0.7, 0.1], [0, 0, 1]])
+    found = score_nouns(words, attention, masks, truth)
+    assert found == {"boat": [(1.0, 1.0, 0.25)], "water": [(0.0, 0.0, 0.5)]}
+    assert score_nouns(["many", "planes"], attention[:2], masks, truth) == {}
+
+
+def test_an_even_attention_is_chance(scenes: Path) -> None:
+    dataset = load_dataset("RSICD", scenes)
+    truths, images = known_truth(dataset), dataset.split("val")[:6]
+    assert set(truths) == {image.filename for image in dataset.images}
+    words = (tokenize(caption) for image in images for caption in image.captions)
+    vocabulary = Vocabulary.build(words, 1)
+    captioner = Captioner(Encoder("resnet18"), Decoder(len(vocabulary), 512, 16, 0.0)).eval()
+    files = ImageFiles([dataset.path(image) for image in images], Preprocessing(96))
+    names = [path.stem for path in files.paths]
+    regions = FoundRegions(files, names, RegionFinder(RegionSpec("slic", 8), 3))
+    with torch.no_grad():
+        captioner.decoder.attention.score.weight.zero_()  # every region is looked at alike
+    for visuals in (Visuals(files), Visuals(files, regions)):
+        scores = ground(captioner, vocabulary, visuals, images, truths, "fp32")
+        assert scores["pointing"] == pytest.approx(scores["chance"], abs=1e-5)
+        assert scores["IoU"] == pytest.approx(scores["chance"], abs=1e-5)
+        assert 0.05 < scores["chance"] < 0.95
+    assert ground(captioner, vocabulary, Visuals(files), images, {}, "fp32") == {}
