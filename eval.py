@@ -32,6 +32,7 @@ if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,15 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.output:
         write_json(Path(arguments.output), result)
     if arguments.report:
-        looks: Sequence[Caption | None] = [found[0] for found in beams] or [None] * len(images)
         examples = [
-            Example(image, dataset.path(image), captions[image.imgid], float(cider), look)
-            for image, cider, look in zip(images, scores.per_image["CIDEr"], looks, strict=True)
+            Example(image, dataset.path(image), captions[image.imgid], float(cider))
+            for image, cider in zip(images, scores.per_image["CIDEr"], strict=True)
         ]
+        if visuals:
+            examples = [
+                example._replace(look=found[0], masks=partial(visuals.masks, row))
+                for row, (example, found) in enumerate(zip(examples, beams, strict=True))
+            ]
         write_report(Path(arguments.report), result, examples)
 
 

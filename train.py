@@ -45,7 +45,7 @@ from torch import Tensor
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, CaptionBatches, Content, Visuals, loader
+from data.loading import Batch, CaptionBatches, loader
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from loss import LossFactory, LossResult, build_loss
@@ -70,7 +70,7 @@ from utils.progress import track
 from utils.results import result_entries
 from utils.runs import open_run, origin_of, show_result
 from utils.signals import SafePoints
-from utils.sources import frozen_features, image_files, open_dataset, preprocessing_of, stored_regions
+from utils.sources import open_dataset, preprocessing_of, visuals_of
 from utils.tracking import Tracker
 
 # What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
@@ -122,18 +122,10 @@ def main(config: Config, resume: bool) -> None:
         encoder = copy.deepcopy(known).to(accelerator.device)
         images = {split: dataset.split(split) for split in ("train", "val")}
         truths = known_truth(dataset)
-        visuals: dict[str, Visuals] = {}
-        for split in images:
-            content: Content
-            learning = split == "train"
-            if config.model.encoder.trainable:
-                content = image_files(config, dataset, images[split], config.data.augment and learning)
-            else:
-                views = config.data.views if learning else config.decoding.views
-                content = frozen_features(
-                    config, dataset, images[split], encoder, precision, views, averaged=not learning
-                )
-            visuals[split] = Visuals(content, stored_regions(config, dataset, images[split], encoder))
+        visuals = {
+            split: visuals_of(config, dataset, images[split], encoder, precision, learning=split == "train")
+            for split in images
+        }
     words = (tokenize(caption) for image in images["train"] for caption in image.captions)
     given = [model.vocabulary for model in (init, *teachers) if model]
     vocabulary = given[0] if given else Vocabulary.build(words, config.data.min_count)
@@ -329,6 +321,7 @@ def log_terms(result: LossResult) -> dict[str, Tensor]:
     return {
         "train/loss": result.total.detach(),
         **{f"train/{name}": value for name, value in (result.terms | result.parts).items()},
+        **{f"train/raw/{name}": value for name, value in result.raw.items()},
         **{f"train/weighted/{name}": value for name, value in result.weighted.items()},
     }
 

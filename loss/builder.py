@@ -63,12 +63,15 @@ class LossResult:
         weighted: name -> weight * loss; these sum to ``total``.
         parts: "name/part" -> part of a loss that has several ("ce", "dsr", "avr" of custum_loss), before the
             loss's weight; the parts of one name sum to its entry in ``terms``.
+        raw: "name/part" -> part before the loss's own weight of it as well (DSR without beta, AVR without gamma);
+            not there where that weight is 0.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     weighted: dict[str, Tensor]
     parts: dict[str, Tensor]
+    raw: dict[str, Tensor]
 
 
 @runtime_checkable
@@ -174,7 +177,7 @@ class LossFactory(nn.Module):
         if absent:
             raise KeyError("; ".join(absent))
         total: Tensor | None = None
-        terms, weighted, parts = {}, {}, {}
+        terms, weighted, parts, raw = {}, {}, {}, {}
         for name, weight, head, loss in zip(self.names, self.weights, self.heads, self.losses, strict=True):
             if head is None:
                 value, inner = call(loss, out, target)
@@ -186,8 +189,10 @@ class LossFactory(nn.Module):
             terms[name] = value.detach()
             weighted[name] = contribution.detach()
             parts.update({f"{name}/{part}": term for part, term in inner.items()})
+            scales = {part: scale for part, scale in getattr(loss, "scales", {}).items() if scale and part in inner}
+            raw.update({f"{name}/{part}": inner[part] / scale for part, scale in scales.items()})
         assert total is not None
-        return LossResult(total, terms, weighted, parts)
+        return LossResult(total, terms, weighted, parts, raw)
 
 
 def build_loss(

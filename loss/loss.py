@@ -138,6 +138,11 @@ class custum_loss(nn.Module):  # the documented name
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each term but the cross entropy is multiplied by."""
+        return {"dsr": self.beta, "avr": self.gamma}
+
     def DSR(self, attention: Tensor) -> Tensor:  # the documented name
         """Return the DSR term of ``attention`` [B, T, N] without beta: mean_b sum_n (1 - sum_t a_btn)^2."""
         return reduce(doubly_stochastic(upcast(attention)))

@@ -470,3 +470,64 @@ def test_help_answers_without_importing_torch() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "usage" in done.stdout
         assert "argparse" in done.stderr and "| torch" not in done.stderr
+
+
+def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str, tmp_path: Path) -> None:
+    """From the command line: regions of turned images, DSR and AVR over those that are there, page and picture."""
+    loss = "{criterion: custum_loss, beta: 0.5, gamma: -0.25}"
+    regions = ["regions.kind=felzenszwalb", "regions.count=12", "data.views=8", "data.limit=40"]
+    arguments: list[str | Path] = [
+        "--dataset",
+        "RSICD",
+        "--data-root",
+        scenes,
+        "--output-dir",
+        tmp_path / "run",
+        "--epochs",
+        "1",
+    ]
+    call(
+        "train",
+        *arguments,
+        "model.encoder.name=tf_efficientnet_lite0",
+        *SMALL,
+        cache,
+        *regions,
+        f"model.losses=[{loss}]",
+    )
+    first, *_, last = lines(tmp_path / "run")
+    for term, scale in (("dsr", 0.5), ("avr", -0.25)):
+        raw, part = (first[f"train/{kind}custum_loss/{term}"] for kind in ("raw/", ""))
+        assert raw > 0 and part == pytest.approx(scale * raw, rel=1e-5)
+    assert 0 < last["val/chance"] < 1 and 0 <= last["val/pointing"] <= 1
+
+    checkpoint = tmp_path / "run" / "best.safetensors"
+    out, page = tmp_path / "eval.json", tmp_path / "page.html"
+    call("eval", "--checkpoint", checkpoint, "--split", "val", "--output", out, "--report", page)
+    found = json.loads(out.read_text())
+    # training saw float16 features and shares of the store, eval the images: attention turns on a last bit
+    assert found["grounding"]["pointing"] == pytest.approx(last["val/pointing"], abs=0.02)
+    assert page.read_text().count('class="lines"') >= 17
+    photo = next((scenes / "RSICD_images").iterdir())
+    call("caption", "--checkpoint", checkpoint, photo, "--attention", tmp_path / "looked.png")
+    assert Image.open(tmp_path / "looked.png").width > 500
+
+
+def test_given_masks_go_with_images_that_are_turned(scenes: Path, cache: str, tmp_path: Path) -> None:
+    """A trained encoder, and the scenes' own masks as regions."""
+    arguments: list[str | Path] = [
+        "--dataset",
+        "RSICD",
+        "--data-root",
+        scenes,
+        "--output-dir",
+        tmp_path / "run",
+        "--epochs",
+        "1",
+    ]
+    encoder = ["model.encoder.name=resnet18", "model.encoder.weights=none", "model.encoder.trainable=true"]
+    regions = ["regions.kind=masks", f"regions.masks={scenes / 'masks'}", "regions.count=9", "regions.pooling=map"]
+    call("train", *arguments, *encoder, *SMALL, cache, *regions, "data.limit=20")
+    assert 0 < lines(tmp_path / "run")[-1]["val/pointing"] <= 1
+    with pytest.raises(UserError, match=r"regions\.masks=PATH"):
+        call("train", *arguments[:-1], "1", "regions.kind=masks", cache)

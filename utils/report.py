@@ -5,7 +5,7 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ from data.images import read_image
 from data.tokenizer import tokenize
 from utils.inference import Caption
 from utils.published import PUBLISHED
-from utils.visualize import paint
+from utils.visualize import outlines, paint
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ENDS, MIDDLE = 60, 120  # of a large split: so many of the best and of the worst, and of the others at random
 SIDE, QUALITY = 256, 72  # of the embedded JPEGs: pixels, and 1 to 95
+PAINTED = 32  # pixels a side of the attention over regions
 TOP = 3  # cards of the very best and the very worst
 
 HEADLINE = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
@@ -44,13 +45,17 @@ VARIETY = {
 
 
 class Example(NamedTuple):
-    """An image, its file, its caption with its CIDEr, and, where a model made it, where each word looked."""
+    """An image, its file, its caption with its CIDEr, and, where a model made it, where each word looked.
+
+    `masks` gives the regions that it looked at, as `Panel` has them.
+    """
 
     image: AnnotatedImage
     path: Path
     caption: str
     cider: float
     look: Caption | None = None
+    masks: Callable[[], np.ndarray | None] = lambda: None
 
 
 def write_report(path: Path, result: Mapping[str, Any], examples: Sequence[Example]) -> None:
@@ -193,6 +198,7 @@ def _rows(best: str, worst: str) -> str:
 
 
 def _card(example: Example) -> str:
+    masks = example.masks() if example.look else None
     name = escape(example.image.filename)
     words = len(tokenize(example.caption))
     references = "".join(
@@ -201,42 +207,53 @@ def _card(example: Example) -> str:
     )
     return (
         f'<article class="card" data-cider="{example.cider:.6f}" data-length="{words}" data-name="{name}">'
-        f"{_picture(example)}{_caption(example)}"
+        f"{_picture(example, masks)}{_caption(example, masks)}"
         f'<p class="about"><b>{100 * example.cider:.1f}</b> CIDEr · {words} word{"s" * (words != 1)} · {name}</p>'
         f'<ul class="references" aria-label="references">{references}</ul></article>'
     )
 
 
-def _picture(example: Example) -> str:
+def _picture(example: Example, masks: np.ndarray | None) -> str:
     try:
         image = Image.fromarray(read_image(example.path))
     except UserError:
         return '<div class="picture missing">image cannot be read</div>'
     image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    canvas = '<canvas aria-hidden="true"></canvas><span class="peak"></span>' if example.look else ""
+    canvas = '<canvas aria-hidden="true"></canvas>' if example.look else ""
+    if masks is not None:
+        lines = Image.fromarray(np.where(outlines(masks), 255, 0).astype(np.uint8)).convert("1")
+        canvas += f'<img class="lines" alt="" src="{_embedded(lines, "PNG", transparency=0)}">'
+    canvas += '<span class="peak"></span>' if example.look else ""
     return (
         f'<div class="picture" style="--ratio:{image.width / image.height:.4f}">'
-        f'<img alt="{escape(example.image.filename)}" src="data:image/jpeg;base64,{data}">{canvas}</div>'
+        f'<img alt="{escape(example.image.filename)}" src="{_embedded(image, "JPEG", quality=QUALITY)}">{canvas}</div>'
     )
 
 
-def _caption(example: Example) -> str:
+def _embedded(image: Image.Image, form: str, **options: Any) -> str:
+    """The image as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _caption(example: Example, masks: np.ndarray | None) -> str:
     look = example.look
     if look is None or not look.words:
         return f'<p class="caption">{escape(example.caption) or "<i>no words</i>"}</p>'
-    maps = paint(look.attention, None)
+    regions = look.attention.shape[1]
+    if masks is not None:
+        places = np.arange(PAINTED) * masks.shape[1] // PAINTED
+        regions, masks = int(masks.any((1, 2)).sum()), masks[:, places][:, :, places]
     # in multiples of an even look; one scale for all words of a caption, so that brighter is more
-    even = maps * maps[0].size / (maps.sum((1, 2), keepdims=True) + 1e-9)
+    even = paint(look.attention * regions, masks)
     low, high = float(even.min()), float(even.max())
     levels = np.rint(255 * (even - low) / ((high - low) or 1.0)).astype(np.uint8)
     data = base64.b64encode(levels.tobytes()).decode()
     buttons = " ".join(f"<button type='button'>{escape(word)}</button>" for word in look.words)
     return (
         f'<p class="caption words" role="group" aria-label="caption: the arrow keys move from word to word" '
-        f'data-side="{maps.shape[1]}" data-low="{low:.4f}" data-high="{high:.4f}" data-attention="{data}">{buttons}</p>'
+        f'data-side="{even.shape[1]}" data-low="{low:.4f}" data-high="{high:.4f}" data-attention="{data}">{buttons}</p>'
     )
 
 

@@ -15,7 +15,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import DATASETS, CaptionDataset, load_dataset, without_broken
 from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
-from data.loading import BatchKey, ImageFiles, Readable, Regions, visual_loader
+from data.loading import BatchKey, Content, ImageFiles, Readable, Regions, Visuals, visual_loader
 from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
@@ -92,6 +92,27 @@ def image_files(
     """The images themselves, preprocessed."""
     paths = [dataset.path(image) for image in images]
     return ImageFiles(paths, preprocessing_of(config), augment, config.seed, config.data.blank_images)
+
+
+def visuals_of(
+    config: Config,
+    dataset: CaptionDataset,
+    images: Sequence[AnnotatedImage],
+    encoder: Encoder,
+    precision: str,
+    learning: bool,
+) -> Visuals:
+    """What the captioner looks at: images where the encoder is trained, else its features of them, and their regions.
+
+    Where `learning`, the images are turned and coloured as `data.augment` and `data.views` say.
+    """
+    content: Content
+    if config.model.encoder.trainable:
+        content = image_files(config, dataset, images, config.data.augment and learning)
+    else:
+        views = config.data.views if learning else config.decoding.views
+        content = frozen_features(config, dataset, images, encoder, precision, views, averaged=not learning)
+    return Visuals(content, stored_regions(config, dataset, images, encoder))
 
 
 def frozen_features(

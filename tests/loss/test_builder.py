@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loss import LOSS_REGISTRY, LossFactory, build_loss
 from loss.cross_entropy import CrossEntropyLoss
+from loss.loss import custum_loss
 
 torch.set_num_threads(1)
 
@@ -324,3 +325,17 @@ def test_it_moves_and_saves_like_a_module() -> None:
     factory = losses("cross_entropy", class_weight=[1.0, 2.0, 1.0]).to(torch.float64)
     assert next(factory.buffers()).dtype == torch.float64
     assert not factory.state_dict()  # class weights come from the data, not from a checkpoint
+
+
+def test_dsr_and_avr_are_told_without_their_weights() -> None:
+    attention = torch.rand(2, 3, 4).softmax(-1)
+    out = {"pred": torch.randn(2, 3, 5), "attention": attention, "region_count": 4}
+    target = {"target": torch.randint(5, (2, 3))}
+    entry = {"criterion": "custum_loss", "beta": 0.25, "gamma": -0.5, "weight": 3.0}
+    result = build_loss([entry])(out, target)
+    raw = custum_loss()
+    torch.testing.assert_close(result.raw["custum_loss/dsr"], raw.DSR(attention))
+    torch.testing.assert_close(result.raw["custum_loss/avr"], raw.AVR(attention, 4))
+    torch.testing.assert_close(result.parts["custum_loss/avr"], -0.5 * raw.AVR(attention, 4))
+    assert "custum_loss/dsr" not in build_loss([entry | {"beta": 0.0}])(out, target).raw
+    assert build_loss([entry | {"use_avr": False}])(out, target).raw.keys() == {"custum_loss/dsr"}

@@ -134,6 +134,21 @@ def test_attention_is_the_model_s(looked: list[Example], tmp_path: Path) -> None
     np.testing.assert_allclose(low + levels * step, looked[0].look.attention * 4, rtol=0, atol=step / 2 + 1e-4)
 
 
+def test_attention_over_regions_is_painted_through_them(looked: list[Example], tmp_path: Path) -> None:
+    masks = np.zeros((4, 64, 64), bool)  # two regions that share the image, one upon them, one that is missing
+    masks[0, :, :32], masks[1, :, 32:], masks[2, 16:48, 16:48] = True, True, True
+    write_report(tmp_path / "r.html", result_of(looked), [looked[0]._replace(masks=lambda: masks)])
+    page = Page(tmp_path / "r.html")
+    caption = page.all("p", "words")[0]
+    assert caption["data-side"] == "32" and len(page.all("img", "lines")) == 1
+    levels = np.frombuffer(base64.b64decode(caption["data-attention"] or ""), np.uint8).reshape(3, 32, 32)
+    low, high = float(caption["data-low"] or 0), float(caption["data-high"] or 0)
+    found = low + levels * (high - low) / 255
+    # in multiples of an even look at the three regions that are there
+    for (y, x), expected in {(0, 0): 2.1, (0, 31): 0.3, (16, 12): 2.4, (16, 20): 0.6}.items():
+        assert found[0, y, x] == pytest.approx(expected, abs=(high - low) / 510 + 1e-3)
+
+
 def test_without_attention_or_images_the_page_says_nothing_of_them(tmp_path: Path) -> None:
     for count in (1, 2):
         examples = [example(i, "a road", 0.0, tmp_path) for i in range(count)]
