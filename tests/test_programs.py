@@ -503,7 +503,7 @@ def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str,
 
     checkpoint = tmp_path / "run" / "best.safetensors"
     out, page = tmp_path / "eval.json", tmp_path / "page.html"
-    call("eval", "--checkpoint", checkpoint, "--split", "val", "--output", out, "--report", page)
+    call("eval", "--checkpoint", checkpoint, *arguments[:4], "--split", "val", "--output", out, "--report", page)
     found = json.loads(out.read_text())
     # training saw float16 features and shares of the store, eval the images: attention turns on a last bit
     assert found["grounding"]["pointing"] == pytest.approx(last["val/pointing"], abs=0.02)
