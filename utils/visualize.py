@@ -49,9 +49,10 @@ def outlines(masks: np.ndarray) -> np.ndarray:
 def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> None:
     """Draw one row an image: the image with its caption, then a panel a word with the word's attention laid over it.
 
-    All panels share one scale up to the largest attention in the figure, or twice an even look; where a word looks no
-    more than evenly the grey image shows through. Regions have outlines; under each panel stands its largest attention.
-    The bar at the right is the legend. Panels end after `columns` words, the caption does not.
+    All panels share one scale, in multiples of an even look at the image's regions, up to the largest in the figure or
+    2; where a word looks no more than evenly the grey image shows through. Regions have outlines; under each panel
+    stands its largest attention. The bar at the right is the legend. Panels end after `columns` words, the caption does
+    not.
 
     Raises:
         ValueError: there is no row.
@@ -65,10 +66,10 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     if not rows:
         raise ValueError("there is nothing to draw")
     colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
-    painted = [paint(row.attention, row.masks) for row in rows]
-    even = 1 / max(row.attention.shape[1] if row.masks is None else int(row.masks.any((1, 2)).sum()) for row in rows)
-    most = max(2 * even, *(float(maps.max(initial=0)) for maps in painted))
-    above = (np.linspace(0, most, 256) - even) / (most - even)
+    counts = [row.attention.shape[1] if row.masks is None else int(row.masks.any((1, 2)).sum()) for row in rows]
+    painted = [paint(row.attention * count, row.masks) for row, count in zip(rows, counts, strict=True)]
+    most = max(2.0, *(float(maps.max(initial=0)) for maps in painted))
+    above = (np.linspace(0, most, 256) - 1) / (most - 1)
     colours[:, 3] = np.clip(above, 0, 1) ** 0.7 * 0.85  # only what is looked at more than evenly has a colour
     scale = ScalarMappable(Normalize(0, most), ListedColormap(colours))
     shown = min(columns, max(len(row.words) for row in rows))
@@ -76,7 +77,7 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 1.0])
     left, right = halves
     strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for row, maps, strip in zip(rows, painted, strips, strict=True):
+    for row, count, maps, strip in zip(rows, counts, painted, strips, strict=True):
         caption = textwrap.shorten(" ".join(row.words), 12 * (shown + 1), placeholder=" …")
         strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")
         panels = strip.subplots(1, shown + 1, width_ratios=[1.3] + [1] * shown)
@@ -94,8 +95,10 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
             panel.imshow(looked, cmap=scale.cmap, norm=scale.norm, interpolation=smooth, **place)
             if lines is not None:
                 panel.imshow(lines, **place)
-            panel.text(0.5, -0.03, f"{looked.max():.2f}", transform=panel.transAxes, ha="center", va="top", fontsize=7)
-    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label=f"attention (an even look is {even:.3f})")
+            panel.text(
+                0.5, -0.03, f"{looked.max() / count:.2f}", transform=panel.transAxes, ha="center", va="top", fontsize=7
+            )
+    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label="attention, in multiples of an even look")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
