@@ -185,7 +185,10 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
 
 
 def read_run(config: Config, dataset: CaptionDataset, columns: Sequence[str]) -> Run:
-    """Score the captions that a run left, by every metric that needs no Java and, where a column asks, by diversity."""
+    """Score the captions that a run left, by every metric that needs no Java and, where a column asks, by diversity.
+
+    What training scored beside them, as the metrics of heads, is taken from there.
+    """
     images = dataset.split("val")
     captions = read_results(results_of(config), images)
     scores = score_captions(captions, {image.imgid: image.captions for image in images}, FAST)

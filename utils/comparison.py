@@ -11,7 +11,7 @@ import numpy as np
 from data.files import write_whole
 from utils.statistics import Comparison, crossed_test
 
-# shown x 100; measures of diversity as they are
+# shown x 100; all else as it is
 SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "pointing", "IoU", "chance")
 SECONDS = "s / epoch"  # time of training one epoch
 TESTED = "CIDEr"  # the metric that is tested and drawn; like all of COCO's, a mean over images
@@ -58,7 +58,11 @@ def markdown(rows: Sequence[Row], factors: Sequence[str], columns: Sequence[str]
         cells = [*row.levels, str(len(row.runs)), *(_spread(row, c) for c in columns)]
         if row.test:
             low, high = 100 * row.test.low, 100 * row.test.high
-            cells += [f"{100 * row.test.difference:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{row.test.p:.3f}"]
+            cells += [
+                f"{100 * row.test.difference:+.2f}",
+                f"{low:+.2f} to {high:+.2f}",
+                f"{row.test.p:.3f}" if row.test.p >= 0.001 else "< 0.001",
+            ]
         else:
             cells += ["", "", ""]
         lines.append([*cells, _spread(row, SECONDS)])
@@ -105,5 +109,6 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def _spread(row: Row, column: str) -> str:
-    values = row.values(column) * (100 if column in SCORES else 1)
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
+    values = row.values(column)
+    parts = [values.mean(), values.std(ddof=1)] if len(values) > 1 else [values.mean()]
+    return " ± ".join(f"{100 * part:.2f}" if column in SCORES else f"{part:.3g}" for part in parts)
