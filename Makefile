@@ -1,6 +1,7 @@
 # make        set up .venv and train on synthetic scenes (the main job on its embedded default)
 # make test   set up .venv and run the tests
 # make lint   ruff and mypy
+# make docs   the site of docs/ into build/docs
 # make kills  kill training 100 times and see that nothing is lost (make test: 20 times)
 # make fuzz   feed 10,000 damaged files to all that reads files (make test: 1,000)
 # make setup  only set up .venv
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 REQUIREMENTS := -r requirements.txt -r requirements-dev.txt
 
-.PHONY: run test kills fuzz lint setup
+.PHONY: run test kills fuzz lint docs setup
 run: setup
 	$(VENV)/bin/python train.py
 
@@ -29,6 +30,9 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 setup: $(VENV)/ready
 

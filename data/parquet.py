@@ -64,7 +64,7 @@ def unpack_parquet(root: Path, spec: DatasetSpec, cache: Path) -> Path:
 def split_of(path: Path) -> str:
     """The split that a parquet file's path names, from its end.
 
-    Example:
+    Examples:
         >>> [split_of(Path(name)) for name in ("data/valid-00000-of-00001-9f.parquet", "default/test/0000.parquet")]
         ['val', 'test']
     """

@@ -62,7 +62,7 @@ def tile_grid(width: int, height: int, tiling: Tiling) -> list[Tile]:
 def tile_name(path: Path, tile: Tile) -> str:
     """What a tile is called: the scene's path with the tile as a media fragment (W3C Media Fragments, 4.2.2).
 
-    Example:
+    Examples:
         >>> tile_name(Path("port.tif"), Tile(448, 0, 224, 224))
         'port.tif#xywh=448,0,224,224'
     """
@@ -72,7 +72,7 @@ def tile_name(path: Path, tile: Tile) -> str:
 def parse_tile_name(name: str) -> tuple[Path, Tile | None]:
     """The scene and the tile that `tile_name` named; no tile where the name has none.
 
-    Example:
+    Examples:
         >>> parse_tile_name("port.tif#xywh=448,0,224,224")[1]
         Tile(x=448, y=0, width=224, height=224)
     """

@@ -97,8 +97,7 @@ class BoxIoULoss(nn.Module):
 
     Raises:
         ValueError: an unknown ``kind``, ``box_format`` or ``reduction``; ``squared`` with another kind than
-        "iou";
-            shapes that differ.
+            "iou"; shapes that differ.
 
     Reference:
         Yu et al., UnitBox, arXiv 1608.01471; Rezatofighi et al., Generalized IoU, CVPR 2019 (arXiv

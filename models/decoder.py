@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
         words = self.dropout(self.embedding(tokens))
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
-        query = query.view(len(regions.keys), -1, self.width)  # [B, c, E]
+        query = query.view(regions.keys.shape[0], -1, self.width)  # [B, c, E]; len() would fix B in an export
         attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
         context = torch.sigmoid(gate) * (attention.to(regions.values.dtype) @ regions.values).flatten(0, 1)
         i, f, o, g = (self.from_word(words) + recurrent + self.from_context(context)).chunk(4, -1)

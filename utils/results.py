@@ -74,7 +74,7 @@ def split_digest(images: Sequence[AnnotatedImage]) -> str:
 def scene_class(filename: str) -> str | None:
     """The scene class that a file's name carries before its number, None where it is a number alone.
 
-    Example:
+    Examples:
         >>> [scene_class(name) for name in ("airport_12.jpg", "baseball_diamond/baseball_diamond_007.jpg", "00313.jpg")]
         ['airport', 'baseball_diamond', None]
     """

@@ -1,4 +1,4 @@
-"""Turn a table of captions into a data set: python docs/tutorials/table_to_dataset.py captions.csv DIR/dataset.json.
+"""Turn a table of captions into a data set: python docs/tutorials/table_to_dataset.py table.csv DIR/dataset.json.
 
 The table has the columns filename, split (train, val or test) and caption, one caption a row.
 """

@@ -1,0 +1,28 @@
+"""Caption images without PyTorch: python docs/tutorials/onnx_captions.py exported/ photo.jpg ..."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+folder, *photos = map(Path, sys.argv[1:])
+about = json.loads((folder / "captioner.json").read_text())
+encoder, step = (onnxruntime.InferenceSession(folder / name) for name in ("encoder.onnx", "step.onnx"))
+
+for photo in photos:
+    image = Image.open(photo).convert("RGB").resize((about["size"], about["size"]), Image.Resampling.BOX)
+    keys, values, hidden, cell = encoder.run(None, {"images": np.asarray(image).transpose(2, 0, 1)[None]})
+    words: list[str] = []
+    token = about["start"]
+    while len(words) < about["max_words"]:
+        given = {"keys": keys, "values": values, "hidden": hidden, "cell": cell, "tokens": np.array([token])}
+        logits, hidden, cell, _ = step.run(None, given)
+        logits[:, about["never_said"]] = -np.inf
+        token = int(logits.argmax())
+        if token == about["end"]:
+            break
+        words.append(about["words"][token])
+    print(f"{photo}: {' '.join(words)}")

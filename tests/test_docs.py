@@ -1,0 +1,122 @@
+"""The documentation as a reader uses it: every command in it runs, the notebook too, and the site builds."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import rasterio
+from nbclient import NotebookClient
+from PIL import Image
+from rasterio.transform import from_origin
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
+         ("index", "scenes", "page", "export", "scaling", "your-own-data", "tutorials/index"))]  # fmt: skip
+# What a reader's machine has and a test's has not, or what another test runs.
+ELSEWHERE = {
+    r"weights=hub|data\.fetch|mode=online": "wants the network; tests/data/test_fetch.py has a server of its own",
+    r"^python app\.py": "tests/test_app.py",
+    r"^(torchrun|accelerate)": "tests/test_scenes.py and tests/test_programs.py run two processes",
+    r"^python (ablate\.py|-m benchmarks)|--config|reproduce_rsicd": "trains for long; has tests of its own",
+    r"^(make|pip|git|uv)": "sets things up",
+}
+TINY = [
+    *("--epochs", "1", "data.limit=6", "data.size=64", "data.min_count=1", "train.batch_size=6"),
+    *("model.decoder.width=16", "model.encoder.name=resnet18", "model.encoder.weights=none", "decoding.beam_size=2"),
+    *("synthetic.size=64", "synthetic.train=6", "synthetic.val=6", "synthetic.test=6"),
+]
+
+
+def commands() -> list[str]:
+    """Every command line that stands in a block of code, comments taken off, in the order of the pages."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for block in (block for language, block in blocks if not language):
+            lines = block.replace("\\\n", " ").splitlines()
+            programs = [line for line in lines if re.match(r"(python|torchrun|accelerate|make|pip) ", line)]
+            found |= dict.fromkeys(re.sub(r"\s+#.*", "", line) for line in programs)
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def desk(scenes: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the pages name: data sets, a run, pictures, a scene."""
+    folder = tmp_path_factory.mktemp("desk")
+    for data in (folder / "DIR", folder / "datasets" / "RSICD"):
+        shutil.copytree(scenes, data)
+    (folder / "DIR" / "dataset.json").write_bytes((folder / "DIR" / "dataset_rsicd.json").read_bytes())
+    (folder / "DIR" / "images").symlink_to("RSICD_images")
+    for run in ("RUN", "OTHER"):
+        (folder / run).mkdir()
+        (folder / run / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    for name in ("photos", "folder", "archive", "SOME"):
+        (folder / name).mkdir()
+        Image.new("RGB", (64, 64), (40, 120, 60)).save(folder / name / "1.png")
+    Image.new("RGB", (64, 64), (120, 40, 60)).save(folder / "photo.jpg")
+    images = json.loads((folder / "DIR" / "dataset.json").read_text())["images"]
+    lines = [f'{i["filename"]},{i["split"]},"{s["raw"]}"' for i in images for s in i["sentences"]]
+    (folder / "table.csv").write_text("\n".join(["filename,split,caption", *lines]))
+    values = np.random.default_rng(0).integers(0, 256, (3, 300, 300)).astype("uint8")
+    place = from_origin(5e5, 54e5, 1, 1)
+    with rasterio.open(folder / "scene.tif", "w", driver="GTiff", count=3, height=300, width=300, dtype="uint8",
+                       crs="EPSG:32631", transform=place) as file:  # fmt: skip
+        file.write(values)
+    rows = [f'{{"image_id": {i}, "caption": "a road"}}' for i in range(68, 85)]
+    for name in ("ours.json", "theirs.json"):
+        (folder / name).write_text(f"[{', '.join(rows)}]")
+    return folder
+
+
+def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command as a shell would, in this process; where it trains or scores, on next to nothing."""
+    _, *words = shlex.split(command)
+    if words[0] == "train.py" or words[0].endswith(("add_a_loss.py", "add_an_encoder.py")):
+        words += TINY if "encoder" not in words[0] else [word for word in TINY if "model.encoder" not in word]
+    if words[0] == "eval.py" and "--split" not in words:
+        words += ["--split", "val"]
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
+    try:
+        if words[0] == "-m":
+            runpy.run_module(words[1], run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, command
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, command)), None):
+        pytest.skip(reason)
+    run(command, desk, monkeypatch)
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "docs" / "tutorials" / "first_steps.ipynb", as_version=4)
+    tiny = [word for word in TINY if "=" in word] + ["train.epochs=1", f"data.cache_dir={tmp_path}"]
+    for cell in notebook.cells:
+        cell.source = re.sub(r"SMALL = \[.*", f"SMALL = {tiny}", cell.source)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/png" in output.data for output in shown) == 3
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+    page = (tmp_path / "site" / "rooms" / "data" / "index.html").read_text()
+    assert 'id="data.scenes.Scene"' in page
+    for rooms in (ROOT / "docs" / "rooms").glob("*.md"):
+        for module in re.findall(r"^::: (\S+)", rooms.read_text(), re.MULTILINE):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
