@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.figure  # noqa: F401  what a run imports at its end
@@ -103,7 +104,9 @@ def kill(runs: Runs, name: str, draw: random.Random, duration: float) -> tuple[s
 
         def until() -> bool:
             for folder in (runs.folder / name, runs.folder / f"{name}-cache"):
-                seen.update(f"{p}{p.stat().st_ino}" for p in folder.rglob("*.unfinished") if p.exists())
+                for path in folder.rglob("*.unfinished"):
+                    with suppress(FileNotFoundError):  # it has just been given its name
+                        seen.add(f"{path}{path.stat().st_ino}")
             return len(seen) > skip
 
     process = runs.start(name)
