@@ -36,7 +36,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -233,5 +232,4 @@ def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     run_program(lambda: main(ARGUMENTS))
