@@ -87,6 +87,7 @@ def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
     try:
         if words[0] == "-m":
+            monkeypatch.delitem(sys.modules, words[1], raising=False)  # where another test has imported it
             runpy.run_module(words[1], run_name="__main__")
         else:
             runpy.run_path(str(ROOT / words[0]), run_name="__main__")
