@@ -474,20 +474,16 @@ def test_help_answers_without_importing_torch() -> None:
         assert "argparse" in done.stderr and "| torch" not in done.stderr
 
 
+def one_epoch(scenes: Path, folder: Path) -> list[str | Path]:
+    """Arguments of a run of one epoch on the scenes, read as RSICD."""
+    return ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", folder, "--epochs", "1"]
+
+
 def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str, tmp_path: Path) -> None:
     """From the command line: regions of turned images, DSR and AVR over those that are there, page and picture."""
     loss = "{criterion: custum_loss, beta: 0.5, gamma: -0.25}"
     regions = ["regions.kind=felzenszwalb", "regions.count=12", "data.views=8", "data.limit=40"]
-    arguments: list[str | Path] = [
-        "--dataset",
-        "RSICD",
-        "--data-root",
-        scenes,
-        "--output-dir",
-        tmp_path / "run",
-        "--epochs",
-        "1",
-    ]
+    arguments = one_epoch(scenes, tmp_path / "run")
     call(
         "train",
         *arguments,
@@ -517,16 +513,7 @@ def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str,
 
 def test_given_masks_go_with_images_that_are_turned(scenes: Path, cache: str, tmp_path: Path) -> None:
     """A trained encoder, and the scenes' own masks as regions."""
-    arguments: list[str | Path] = [
-        "--dataset",
-        "RSICD",
-        "--data-root",
-        scenes,
-        "--output-dir",
-        tmp_path / "run",
-        "--epochs",
-        "1",
-    ]
+    arguments = one_epoch(scenes, tmp_path / "run")
     encoder = ["model.encoder.name=resnet18", "model.encoder.weights=none", "model.encoder.trainable=true"]
     regions = ["regions.kind=masks", f"regions.masks={scenes / 'masks'}", "regions.count=9", "regions.pooling=map"]
     call("train", *arguments, *encoder, *SMALL, cache, *regions, "data.limit=20")
