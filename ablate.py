@@ -44,11 +44,11 @@ import train
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.files import write_whole
+from metrics.diversity import diversity
+from metrics.scores import FAST, score_captions
 from utils.comparison import SECONDS, TESTED, Run, compare, markdown, plot, write_csv
 from utils.config import Config, dump_config, read_overrides
-from utils.diversity import diversity
 from utils.grid import Grid, Variant, load_grid, variants
-from utils.metrics import FAST, score_captions
 from utils.results import read_results
 from utils.runs import check_same_recipe
 from utils.sources import open_dataset
@@ -175,7 +175,7 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
     about = (
         f"{dataset.spec.name} val, {len(dataset.split('val'))} images, best epoch by {TESTED}; scores x 100, mean ± "
         f"standard deviation over seeds. Difference: {TESTED} against the first row, both images and seeds drawn at "
-        f"random (utils/statistics.py, crossed_test)."
+        f"random (metrics/statistics.py, crossed_test)."
     )
     about += f" {missing} runs are not done yet." if missing else ""
     write_whole(folder / "table.md", f"# {title}\n\n{table}\n{about}\n")

@@ -43,18 +43,18 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Visuals
+from metrics.diversity import diversity, self_cider
+from metrics.scores import Scores, score_captions
+from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, parse_config
 from utils.devices import best_device, choose_precision
-from utils.diversity import diversity, self_cider
 from utils.grounding import SCORES as GROUNDING
 from utils.grounding import ground, known_truth
 from utils.inference import Caption, caption_rows
-from utils.metrics import Scores, score_captions
 from utils.report import Example, write_report
 from utils.results import class_scores, file_digest, read_results, result_entries, scene_class, split_digest
 from utils.sources import image_files, open_dataset, stored_regions
-from utils.statistics import bootstrap, paired_test
 
 NOISE = 0.05  # a difference that chance alone makes this often is called noise
 

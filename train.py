@@ -49,6 +49,7 @@ from data.loading import Batch, CaptionBatches, loader
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from loss import LossFactory, LossResult, build_loss
+from metrics.scores import FAST, score_captions
 from utils.checkpoint import (
     Checkpoint,
     build_captioner,
@@ -64,7 +65,6 @@ from utils.heads import OUT as HEADS_OUT
 from utils.heads import TARGET as HEADS_TARGET
 from utils.heads import Setting, build_heads, score_heads
 from utils.inference import caption_rows
-from utils.metrics import FAST, score_captions
 from utils.pretrained import load_encoder
 from utils.progress import track
 from utils.results import result_entries

@@ -21,8 +21,8 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cider_reward import CiderReward
-from utils.metrics import FAST, score_captions
+from metrics.cider_reward import CiderReward
+from metrics.scores import FAST, score_captions
 
 VAL, TRAIN, REFERENCES, WORDS = 1093, 8734, 5, 2600  # RSICD's images, captions an image, words
 BATCH, SAMPLES = 64, 5

@@ -12,8 +12,8 @@ import pytest
 import eval as program
 from data.annotations import AnnotatedImage, read_karpathy
 from data.errors import UserError
-from utils.metrics import score_captions
-from utils.statistics import bootstrap
+from metrics.scores import score_captions
+from metrics.statistics import bootstrap
 
 Write = Callable[[str, list[str]], Path]
 

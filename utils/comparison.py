@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.files import write_whole
-from utils.statistics import Comparison, crossed_test
+from metrics.statistics import Comparison, crossed_test
 
 # shown x 100; all else as it is
 SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "pointing", "IoU", "chance")

@@ -19,12 +19,12 @@ from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Batch, CaptionBatches, Readable, Visuals
 from loss import LossFactory
+from metrics.cider_reward import CiderReward
 from models.captioner import Captioner
 from models.decoding import greedy, sample
 from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import Checkpoint, load_checkpoint
-from utils.cider_reward import CiderReward
 from utils.config import Config, RewardConfig
 from utils.devices import autocast
 from utils.sources import frozen_features, stored_regions

@@ -17,14 +17,7 @@ from data.pairs import Pairs
 from data.scenery.classes import CLASSES, THINGS
 from data.truth import Boxes, Masks, Pictures, Subject, truth_of
 from loss.perceptual import PerceptualLoss, load_lpips_weights
-from models.captioner import Captioner
-from models.heads.boxes import RetinaNetDetector, SubjectHead, YOLOXDetector
-from models.heads.concepts import ConceptHead
-from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
-from models.heads.retrieval import RetrievalHead
-from utils.config import Config
-from utils.devices import autocast
-from utils.head_scores import (
+from metrics.heads import (
     Pair,
     average_precision,
     mean_average_precision,
@@ -34,6 +27,13 @@ from utils.head_scores import (
     recall,
     restoration,
 )
+from models.captioner import Captioner
+from models.heads.boxes import RetinaNetDetector, SubjectHead, YOLOXDetector
+from models.heads.concepts import ConceptHead
+from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
+from models.heads.retrieval import RetrievalHead
+from utils.config import Config
+from utils.devices import autocast
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from data.errors import UserError
 from data.files import write_whole
 from data.images import read_image
 from data.tokenizer import tokenize
+from metrics.published import PUBLISHED
 from utils.inference import Caption
-from utils.published import PUBLISHED
 from utils.visualize import outlines, paint
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.annotations import AnnotatedImage
 from data.errors import UserError
-from utils.metrics import Scores
+from metrics.scores import Scores
 
 
 def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]:

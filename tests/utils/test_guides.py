@@ -16,6 +16,7 @@ from data.errors import UserError
 from data.loading import Batch, BatchKey, CaptionBatches
 from data.vocabulary import Vocabulary
 from loss import build_loss
+from metrics.cider_reward import CiderReward
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.decoding import greedy
@@ -23,7 +24,6 @@ from models.encoder import Encoder
 from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import SHIPPED
-from utils.cider_reward import CiderReward
 from utils.config import RewardConfig, load_config
 from utils.guides import Rewards, Teachers, next_words
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from data.annotations import AnnotatedImage
+from metrics.published import PUBLISHED
 from utils.inference import Caption
-from utils.published import PUBLISHED
 from utils.report import ENDS, MIDDLE, Example, write_report
 
 HOSTILE = [

@@ -7,7 +7,7 @@ import pytest
 
 from data.annotations import AnnotatedImage
 from data.errors import UserError
-from utils.metrics import FAST, score_captions
+from metrics.scores import FAST, score_captions
 from utils.results import class_scores, read_results, scene_class, split_digest
 
 IMAGES = [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from utils.metrics import Scores
+from metrics.scores import Scores
 
 _CHUNK = 256  # resamples at a time: keeps the weights of a large split within a few megabytes
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from loss.perceptual import PerceptualLoss
-from models.heads.boxes import Found
-from utils.head_scores import (
+from metrics.heads import (
     average_precision,
     mean_average_precision,
     mean_box_iou,
@@ -18,6 +17,7 @@ from utils.head_scores import (
     recall,
     restoration,
 )
+from models.heads.boxes import Found
 
 
 def naive(scores: list[float], truth: list[bool]) -> float:

@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from data.errors import UserError
 from data.tokenizer import tokenize
-from utils.metrics import FAST, Scores, by_image, common_subsequence, score_captions
+from metrics.scores import FAST, Scores, by_image, common_subsequence, score_captions
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs a Java runtime")
 
@@ -159,7 +159,7 @@ def test_unknown_metric() -> None:
 
 def test_without_java_the_rest_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("utils.metrics._process", None)
+    monkeypatch.setattr("metrics.scores._process", None)
     scores = score_captions({1: "a road", 2: "b"}, {1: ["a road"], 2: ["c"]})
     assert list(scores.metrics) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
     assert set(scores.unavailable) == {"METEOR", "SPICE"}

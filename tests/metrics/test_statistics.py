@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.metrics import FAST, Evidence, Scores, score_captions
-from utils.statistics import bootstrap, crossed_test, paired_test
+from metrics.scores import FAST, Evidence, Scores, score_captions
+from metrics.statistics import bootstrap, crossed_test, paired_test
 
 
 def of(values: np.ndarray) -> Scores:

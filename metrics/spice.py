@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.meteor import Unavailable, find_java, find_scorer
+from metrics.meteor import Unavailable, find_java, find_scorer
 
 _MODELS = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
 

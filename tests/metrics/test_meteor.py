@@ -8,8 +8,9 @@ import pytest
 from pycocoevalcap.meteor.meteor import Meteor
 
 from data.tokenizer import tokenize
-from utils import meteor, metrics
-from utils.meteor import MeteorProcess, Unavailable
+from metrics import meteor
+from metrics import scores as scoring
+from metrics.meteor import MeteorProcess, Unavailable
 
 pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs a Java runtime")
 
@@ -74,25 +75,25 @@ def test_a_large_request_does_not_block(process: MeteorProcess) -> None:
 
 
 def test_score_captions_goes_through_it(process: MeteorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_process", process)
-    scores = metrics.score_captions({1: "A red road.", 2: "x"}, {1: ["a red road"], 2: ["y"]}, ["METEOR"])
+    monkeypatch.setattr(scoring, "_process", process)
+    scores = scoring.score_captions({1: "A red road.", 2: "x"}, {1: ["a red road"], 2: ["y"]}, ["METEOR"])
     assert scores.per_image["METEOR"].tolist() == [1, 0]
     assert 0 < scores.metrics["METEOR"] < 1
-    assert metrics._meteor_process() is process
+    assert scoring._meteor_process() is process
 
 
 def test_when_java_dies_the_reason_is_told_and_the_next_call_starts_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process = MeteorProcess()
-    monkeypatch.setattr(metrics, "_process", process)
+    monkeypatch.setattr(scoring, "_process", process)
     # While Java still loads, and with more to read than a pipe holds: the writer, too, must notice.
     threading.Timer(0.2, process._process.kill).start()
     images = range(5000)
-    scores = metrics.score_captions(dict.fromkeys(images, "a road"), {image: ["b"] for image in images})
+    scores = scoring.score_captions(dict.fromkeys(images, "a road"), {image: ["b"] for image in images})
     assert "ended" in scores.unavailable["METEOR"] and "memory" in scores.unavailable["METEOR"]
     assert "CIDEr" in scores.metrics
-    anew = metrics._meteor_process()
+    anew = scoring._meteor_process()
     assert anew is not process and anew.alive
     anew.close()
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from data.errors import UserError
 from data.tokenizer import tokenize
-from utils import meteor
-from utils.cider_reward import CiderReward
-from utils.meteor import MeteorProcess, Unavailable
-from utils.ngrams import ORDERS, NgramIndex, Sentence
-from utils.spice import spice
+from metrics import meteor
+from metrics.cider_reward import CiderReward
+from metrics.meteor import MeteorProcess, Unavailable
+from metrics.ngrams import ORDERS, NgramIndex, Sentence
+from metrics.spice import spice
 
 FAST = ("Bleu", "ROUGE_L", "CIDEr")
 """The metrics that need no Java."""

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.diversity import diversity, self_cider
+from metrics.diversity import diversity, self_cider
 
 
 def test_counts_by_hand() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.cider_reward import CiderReward
-from utils.ngrams import NgramIndex
+from metrics.cider_reward import CiderReward
+from metrics.ngrams import NgramIndex
 
 sentences = st.lists(st.integers(0, 4), max_size=8)
 corpora = st.lists(st.lists(sentences, min_size=1, max_size=4), min_size=1, max_size=6)

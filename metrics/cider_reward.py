@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.ngrams import ORDERS, Counts, NgramIndex, Sentence
+from metrics.ngrams import ORDERS, Counts, NgramIndex, Sentence
 
 SIGMA = 6.0  # width of the length penalty, in words
 

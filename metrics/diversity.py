@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data.tokenizer import tokenize
-from utils.cider_reward import CiderReward
-from utils.ngrams import ORDERS, NgramIndex
+from metrics.cider_reward import CiderReward
+from metrics.ngrams import ORDERS, NgramIndex
 
 
 def diversity(captions: Iterable[str], train: Iterable[str]) -> dict[str, float]:
