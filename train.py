@@ -130,7 +130,7 @@ def main(config: Config, resume: bool) -> None:
     given = [model.vocabulary for model in (init, *teachers) if model]
     vocabulary = given[0] if given else Vocabulary.build(words, config.data.min_count)
     cells, channels = encoder.output_shape(config.data.size)
-    heads = build_heads(criteria.heads, Setting(config, dataset, len(vocabulary), cells, channels))
+    heads = build_heads(criteria.heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in heads.items()}
     batches, val_batches = (
         CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets) for split in images
