@@ -28,7 +28,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="method=sample samples=5, say, for the checkpoint's",
+        help="such as method=sample samples=5 (default: the run's)",
     )
     parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
     parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")

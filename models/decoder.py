@@ -46,8 +46,8 @@ class Decoder(nn.Module):
         h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                               (eq. 1-3)
         logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                               (deep output, eq. 7)
 
-    h_0 and c_0 come from the mean of the regions, and from what a head tells, where there is one. y is the embedding of a word; W_o is tied to it (Press & Wolf,
-    EACL 2017), since 17,813 distinct captions are few.
+    h_0 and c_0 come from the mean of the regions, and from what a head tells, where there is one. y is the embedding of
+    a word; W_o is tied to it (Press & Wolf, EACL 2017), since 17,813 distinct captions are few.
 
     Args:
         vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.

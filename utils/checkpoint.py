@@ -1,7 +1,8 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
 `best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made with,
-configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer, progress.
+configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer,
+progress.
 """
 
 import json
@@ -39,7 +40,7 @@ def make_latent(config: Config, vocabulary_size: int, channels: int) -> LatentHe
 
 
 def make_parallel(config: Config, vocabulary_size: int, channels: int) -> ParallelHead:
-    """`head: parallel`, with slots enough for any caption: one word `max_words` times wants a blank between each two."""
+    """`head: parallel`, with slots enough for one word `max_words` times, which wants a blank between each two."""
     options = config.model.heads.parallel
     return ParallelHead(channels, vocabulary_size, 2 * config.data.max_words, **options.model_dump())
 

@@ -241,7 +241,7 @@ def load_config(arguments: argparse.Namespace) -> Config:
 
 
 def with_decoding(config: Config, words: Sequence[str]) -> Config:
-    """The configuration with another way to find captions: `key=value` of its section decoding, as on a command line."""
+    """The configuration with another way to find captions: `key=value` of its section decoding."""
     tree = config.model_dump()
     assign(tree, read_overrides([f"decoding.{word}" for word in words]), "--decoding")
     return parse_config(tree, "--decoding")

@@ -81,9 +81,7 @@ def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed:
             found = greedy(decoder, captioner.regions(seen), most)
         case "parallel":
             if "parallel" not in captioner.heads:
-                raise UserError(
-                    "decoding.method=parallel is for captioners with a loss of head: parallel; take another"
-                )
+                raise UserError("decoding.method=parallel wants a captioner with a loss of head: parallel")
             found = captioner.heads["parallel"].say(seen.content)
         case "sample":
             generator = torch.Generator(visual.content.device).manual_seed(seed)
