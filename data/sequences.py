@@ -27,9 +27,8 @@ class Sequences:
     def read(self, images: Sequence[AnnotatedImage], batch: Batch) -> dict[str, Any]:
         """The sequences of a batch with these images."""
         groups: list[list[tuple[list[int], float]]] = [[] for _ in images]
-        for tokens, image, times in zip(
-            *(x.tolist() for x in (batch.tokens, batch.image_of, batch.weight)), strict=True
-        ):
+        rows = (part.tolist() for part in (batch.tokens, batch.image_of, batch.weight))
+        for tokens, image, times in zip(*rows, strict=True):
             groups[image].append(([token for token in tokens if token != PAD][1:-1], times))
         chosen = [torch.tensor(most_like_all(group)) for group in groups]
         return {
