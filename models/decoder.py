@@ -25,7 +25,8 @@ class Regions(NamedTuple):
 
     def select(self, rows: Tensor) -> "Regions":
         """The regions of these rows, in this order."""
-        return Regions(*(None if part is None else part.index_select(0, rows) for part in self))
+        mask, told = (None if part is None else part.index_select(0, rows) for part in (self.mask, self.told))
+        return Regions(self.keys.index_select(0, rows), self.values.index_select(0, rows), mask, told)
 
 
 class State(NamedTuple):
