@@ -60,5 +60,7 @@ class LatentHead(nn.Module):
     def draw(self, features: Tensor, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """What the decoder is told [B, told] of each image [B, h * w, D], with z = m + temperature s eps."""
         mu, logvar = self.prior(self.image(features.mean(1))).float().chunk(2, 1)
+        if not temperature:
+            return self.tell(mu)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
         return self.tell(mu + temperature * torch.exp(0.5 * logvar) * noise)
