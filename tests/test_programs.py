@@ -229,7 +229,7 @@ def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
     capsys.readouterr()
     call("caption", *checkpoint, photo, "--decoding", "method=parallel")
     assert photo.name in capsys.readouterr().out
-    with pytest.raises(UserError, match="unknown key decoding.methods"):
+    with pytest.raises(UserError, match=r"unknown key decoding\.methods"):
         call("caption", *checkpoint, photo, "--decoding", "methods=beam")
 
 
