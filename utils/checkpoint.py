@@ -34,9 +34,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safete
 
 def make_latent(config: Config, vocabulary_size: int, channels: int) -> LatentHead:
     """`head: latent`, for the run's decoder."""
-    return LatentHead(
-        channels, vocabulary_size, 2 * config.model.decoder.width, **config.model.heads.latent.model_dump()
-    )
+    return LatentHead(channels, vocabulary_size, config.model.decoder.width, **config.model.heads.latent.model_dump())
 
 
 def make_parallel(config: Config, vocabulary_size: int, channels: int) -> ParallelHead:
