@@ -176,7 +176,7 @@ def open_data(
         words = (tokenize(caption) for image in images["train"] for caption in image.captions)
         vocabulary = Vocabulary.build(words, config.data.min_count)
     cells, channels = encoder.output_shape(config.data.size)
-    built = build_heads(heads, Setting(config, dataset, len(vocabulary), cells, channels))
+    built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in built.items()}
     batches = {
         split: CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets)

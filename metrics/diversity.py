@@ -79,6 +79,30 @@ def self_cider(captions: Sequence[Sequence[str]], references: Iterable[Sequence[
     return np.array([_spread(_kernel(cider, [_words(caption) for caption in group])) for group in captions])
 
 
+def best_of(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """CIDEr of several captions an image: what one of them is worth, and what the set is to who may choose from it.
+
+    Args:
+        captions: for each of B images its captions, one or more. references: for each its reference captions.
+
+    Returns:
+        `mean_cider`: mean over images of the mean over their captions; `best_cider`: of the best, known by the
+        references (the oracle of Vijayakumar et al., Diverse Beam Search, AAAI 2018).
+
+    Example:
+        >>> best_of([["a road", "a river"], ["two planes", "two planes"]], [["a road"], ["two planes"]])
+        {'mean_cider': 3.75, 'best_cider': 5.0}
+    """
+    cider = CiderReward({image: [_words(caption) for caption in group] for image, group in enumerate(references)})
+    owner = [image for image, group in enumerate(captions) for _ in group]
+    scores = iter(cider([_words(caption) for group in captions for caption in group], owner).tolist())
+    groups = [[next(scores) for _ in group] for group in captions]
+    return {
+        "mean_cider": float(np.mean([np.mean(group) for group in groups])),
+        "best_cider": float(np.mean([max(group) for group in groups])),
+    }
+
+
 def _kernel(cider: CiderReward, sentences: Sequence[Sequence[str]]) -> np.ndarray:
     """Mean over n-gram orders of the cosines of the sentences' TF-IDF vectors, [m, m]."""
     kernel = np.zeros((len(sentences), len(sentences)))

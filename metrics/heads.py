@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from data.vocabulary import Vocabulary
 from loss.boxes import elementwise_iou
+from loss.kl import VAEKLLoss
 from loss.perceptual import PerceptualLoss
+from metrics.scores import score_captions
 from models.heads.boxes import Found
+from models.heads.parallel import words_said
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -134,6 +138,34 @@ def restoration(lpips: PerceptualLoss, pairs: Sequence[Pair]) -> dict[str, float
     squares = (images - wanted).square().flatten(1).mean(1)
     distances = [lpips(*pair) for pair in zip(images.split(1), wanted.split(1), strict=True)]
     return {"PSNR": float((-10 * squares.log10()).mean()), "LPIPS": float(torch.stack(distances).mean())}
+
+
+def latent_information(pairs: Sequence[Pair]) -> dict[str, float]:
+    """`KL`, the nats that a code carries of a caption: KL of its posterior from the image's prior, mean over captions.
+
+    0 where the code has collapsed: posterior and prior are alike and the decoder is told nothing. `mu`, `logvar`,
+    `prior_mu`, `prior_logvar` [P, Z], and `weight` [P], how often a caption stands there.
+    """
+    weight = torch.cat([target["weight"] for _, target in pairs])
+    loss = VAEKLLoss()
+    parts = [torch.cat([out[key] for out, _ in pairs]) for key in ("mu", "logvar", "prior_mu", "prior_logvar")]
+    return {"KL": float(loss(*parts, weight=weight))}
+
+
+def parallel_captions(vocabulary: Vocabulary, pairs: Sequence[Pair]) -> dict[str, float]:
+    """`CIDEr` and `ROUGE_L` of the captions that the best paths of `pred` [L, P, V] collapse to.
+
+    `captions` are what each of B images was captioned with, and `labels` [P] say which image a path is of; its paths
+    are all alike.
+    """
+    said, references = {}, {}
+    for out, target in pairs:
+        captions = words_said(out["pred"].transpose(0, 1))
+        for tokens, label in zip(captions, target["labels"].tolist(), strict=True):
+            said[label] = " ".join(vocabulary.decode(tokens))
+        references |= dict(zip(dict.fromkeys(target["labels"].tolist()), target["captions"], strict=True))
+    metrics = score_captions(said, references, ("CIDEr", "ROUGE_L")).metrics
+    return {name: metrics[name] for name in ("CIDEr", "ROUGE_L")}
 
 
 def gather(pairs: Sequence[Pair], given: str, wanted: str) -> tuple[Tensor, Tensor]:

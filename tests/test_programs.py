@@ -294,7 +294,7 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["eval", *checkpoint, "--data-root", "."], "dataset_rsicd.json"),
         (["eval", *checkpoint, "--dataset", "COCO"], "dataset"),
-        (["eval", *checkpoint, "--beam-size", "0"], "beam_size"),
+        (["eval", *checkpoint, "--decoding", "beam_size=0"], "beam_size"),
         (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
         (["eval", "--results", "broken.png"], "--dataset"),
         (["caption", *checkpoint, "missing.png"], "no such file"),

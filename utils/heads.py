@@ -15,34 +15,41 @@ from data.errors import UserError
 from data.loading import BatchKey, CaptionBatches, Targets, loader, moved
 from data.pairs import Pairs
 from data.scenery.classes import CLASSES, THINGS
+from data.sequences import Sequences
 from data.truth import Boxes, Masks, Pictures, Subject, truth_of
+from data.vocabulary import Vocabulary
 from loss.perceptual import PerceptualLoss, load_lpips_weights
 from metrics.heads import (
     Pair,
     average_precision,
+    latent_information,
     mean_average_precision,
     mean_box_iou,
     mean_iou,
     mean_iou_and_boundaries,
+    parallel_captions,
     recall,
     restoration,
 )
 from models.captioner import Captioner
 from models.heads.boxes import RetinaNetDetector, SubjectHead, YOLOXDetector
 from models.heads.concepts import ConceptHead
+from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
 from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
 from models.heads.retrieval import RetrievalHead
+from utils.checkpoint import make_latent, make_parallel
 from utils.config import Config
 from utils.devices import autocast
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a head is built for: the recipe, the data, the number of words, and the N cells of D channels it sees."""
+    """What a head is built for: the recipe, the data, its words, and the N cells of D channels it sees."""
 
     config: Config
     dataset: CaptionDataset
-    vocabulary_size: int
+    vocabulary: Vocabulary
     cells: int
     channels: int
 
@@ -88,10 +95,9 @@ def build_concepts(setting: Setting) -> Head:
 
 def build_retrieval(setting: Setting) -> Head:
     """Images and captions that find each other."""
-    if setting.config.train.reward:
-        raise UserError("head: retrieval learns from captions of people, and train.reward samples others; drop one")
+    refuse_rewards(setting, "retrieval")
     options = setting.config.model.heads.retrieval
-    head = RetrievalHead(setting.channels, setting.vocabulary_size, options.width, options.dropout)
+    head = RetrievalHead(setting.channels, len(setting.vocabulary), options.width, options.dropout)
     return Head(head, Pairs(), recall)
 
 
@@ -138,6 +144,28 @@ def build_restoration(setting: Setting) -> Head:
     return Head(head, Pictures(setting.dataset, 8 * setting.side), partial(restoration, lpips))
 
 
+def build_latent(setting: Setting) -> Head:
+    """What kind of caption comes."""
+    refuse_rewards(setting, "latent")
+    head = make_latent(setting.config, len(setting.vocabulary), setting.channels)
+    return Head(head, Pairs(), latent_information)
+
+
+def build_parallel(setting: Setting) -> Head:
+    """All words at once."""
+    refuse_rewards(setting, "parallel")
+    if setting.config.regions.kind != "grid":
+        raise UserError("head: parallel looks at the encoder's cells; set regions.kind=grid")
+    head = make_parallel(setting.config, len(setting.vocabulary), setting.channels)
+    return Head(head, Sequences(len(head.queries)), partial(parallel_captions, setting.vocabulary))
+
+
+def refuse_rewards(setting: Setting, name: str) -> None:
+    """`UserError` where the captions that a head learns from would be replaced by samples."""
+    if setting.config.train.reward:
+        raise UserError(f"head: {name} learns from captions of people, and train.reward samples others; drop one")
+
+
 def width_of(setting: Setting) -> int:
     """Channels of the maps of heads that say something of each place."""
     return setting.config.model.heads.width
@@ -152,6 +180,8 @@ HEADS: dict[str, Kind] = {
     "retinanet": Kind(RetinaNetDetector.gives, Boxes.gives, build_retinanet, placed=True),
     "subject": Kind(SubjectHead.gives, Subject.gives, build_subject, placed=True),
     "restoration": Kind(RestorationHead.gives, Pictures.gives, build_restoration, placed=True),
+    "latent": Kind(LatentHead.gives, Pairs.gives, build_latent),
+    "parallel": Kind(ParallelHead.gives, Sequences.gives, build_parallel),
 }
 OUT = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.gives]
 TARGET = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.wants]

@@ -67,7 +67,7 @@ def ground(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     words = (tokenize(caption) for image in dataset.split("train") for caption in image.captions)
     vocabulary = Vocabulary.build(words, 1)
     cells, channels = encoder.output_shape(SIZE)
-    return Ground(Setting(config, dataset, len(vocabulary), cells, channels), vocabulary, visuals, encoder)
+    return Ground(Setting(config, dataset, vocabulary, cells, channels), vocabulary, visuals, encoder)
 
 
 TRIPLET = {"criterion": "triplet_loss", "mining": "batch_hard", "distance": "cosine", "margin": 0.2}
