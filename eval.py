@@ -23,6 +23,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
+    parser.add_argument("--beam-size", type=int, help="default: the run's")
     parser.add_argument(
         "--decoding",
         nargs="+",
@@ -160,7 +161,8 @@ def with_data(config: Config, arguments: argparse.Namespace) -> Config:
         tree["data_root"] = arguments.data_root
     tree["data"]["more_captions"] = None  # those are for training
     tree["data"]["limit"] = 0 if config.dataset != tree["dataset"] else tree["data"]["limit"]
-    return with_decoding(parse_config(tree, "command line"), arguments.decoding)
+    beam = [] if arguments.beam_size is None else [f"beam_size={arguments.beam_size}"]
+    return with_decoding(parse_config(tree, "command line"), [*beam, *arguments.decoding])
 
 
 def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
