@@ -222,7 +222,7 @@ def main(config: Config, resume: bool) -> None:
             texts = (beams[0].text for beams in safe.between(captions))
             said = dict(gather_object(list(zip(mine, texts, strict=True))))
             scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
-            scores |= score_heads(captioner, heads, val_batches, precision)
+            scores |= score_heads(captioner, heads, val_batches, precision, guides.show)
             scores |= ground(captioner, vocabulary, visuals["val"], images["val"], truths, precision)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best:
@@ -275,7 +275,7 @@ def train_step(
     for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
             with accelerator.autocast():
-                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of)
+                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of, batch.shown)
             result = criteria(
                 {
                     "pred": output.logits,
