@@ -39,7 +39,8 @@ class Captioner(nn.Module):
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes what is `Seen` and gives a dict; they only serve training.
+        heads: name -> module that takes what is `Seen` and gives a dict; they serve training,
+            and `retrieval` search.
         pooling: what a region's features are divided by, see `pool_regions`.
     """
 

@@ -22,9 +22,11 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.heads.retrieval import RetrievalHead
 from utils.config import Config, DataConfig, parse_config
 
 FORMAT = "nadir-1"
+KEPT = "heads.retrieval."  # the only head that serves after training: utils/search.py ranks by it
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
 
@@ -59,7 +61,7 @@ def build_captioner(
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint for inference, without heads, whole or not at all, its weights in `dtype`."""
+    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`; of the heads only `retrieval`."""
     metadata = {
         "format": FORMAT,
         "config": _without_paths(checkpoint.config).model_dump(mode="json"),
@@ -68,7 +70,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "about": checkpoint.about,
     }
     tensors = _own_tensors(checkpoint.captioner)
-    tensors = {key: value for key, value in tensors.items() if not key.startswith("heads.")}
+    tensors = {key: value for key, value in tensors.items() if key.startswith(KEPT) or not key.startswith("heads.")}
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 
@@ -85,9 +87,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
         channels = tensors["decoder.region.0.weight"].shape[0]
+        searched = any(key.startswith(KEPT) for key in tensors)
 
         def build() -> Captioner:
-            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels)
+            options = config.model.heads.retrieval.model_dump()
+            heads = {"retrieval": RetrievalHead(channels, len(vocabulary), **options)} if searched else {}
+            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
         with torch.device("meta"):  # as large as they like: no memory is taken
             size = sum(value.numel() for value in _own_tensors(build()).values())
