@@ -31,6 +31,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"
     )
     parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
+    parser.add_argument(
+        "--views", type=int, choices=(1, 8), help="turns and flips to look at (default: the checkpoint's); 1 is quick"
+    )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")
     scenes.add_argument("--overlap", type=int, default=0, metavar="PIXELS", help="that neighbouring tiles share")
@@ -60,6 +63,7 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from glob import glob, has_magic
 from heapq import nlargest
 from pathlib import Path
@@ -103,6 +107,9 @@ def main(arguments: argparse.Namespace) -> None:
     source = Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(source)
     checkpoint.captioner.to(best_device())
+    if arguments.views:
+        decoding = checkpoint.config.decoding.model_copy(update={"views": arguments.views})
+        checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"decoding": decoding}))
     about = {"checkpoint_sha256": file_digest(source), **checkpoint.config.decoding.model_dump()}
 
     tiling = choose_tiling(arguments, checkpoint.preprocessing.size)
