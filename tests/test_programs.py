@@ -427,6 +427,26 @@ def test_heads_of_every_family_learn_in_one_run(program: Program, scenes: Path, 
     assert "yolox/AP50" in done.stdout
 
 
+def test_find_ranks_by_the_embedding_that_was_trained(
+    program: Program, scenes: Path, cache: str, tmp_path: Path
+) -> None:
+    losses = "[{criterion: custum_loss}, {criterion: alignment_kl, head: retrieval, scale: 20}]"
+    arguments = ["--data-root", scenes, "--epochs", "5", f"model.losses={losses}", *SMALL, cache]
+    done = program("train.py", *arguments, "--output-dir", tmp_path / "run", "decoding.method=greedy")
+    assert done.returncode == 0, done.stderr
+    best = ["--checkpoint", tmp_path / "run" / "best.safetensors", "--output", tmp_path / "found.json"]
+    done = program("caption.py", scenes / "RSICD_images", *best, "--find", "planes at an airport")
+    assert done.returncode == 0, done.stderr
+    match = {Path(row["file"]).name: row["match"] for row in json.loads((tmp_path / "found.json").read_text())}
+    assert all(-1 <= value <= 1 for value in match.values())
+    dataset = load_dataset("RSICD", scenes)
+    about = {image.filename: any("plane" in caption for caption in image.captions) for image in dataset.images}
+    right, wrong = ([match[name] for name, has in about.items() if has == kind] for kind in (True, False))
+    # the chance that an image with planes fits better than one without (the area under the ROC curve)
+    better = sum((a > b) + (a == b) / 2 for a in right for b in wrong) / len(right) / len(wrong)
+    assert right and better > 0.8
+
+
 def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) -> None:
     """The same global batches: two processes with one batch a step each, one process with two."""
     shared = ["--data-root", str(scenes), "--epochs", "2", *SMALL, cache, "train.batch_size=17", "train.log_every=1"]

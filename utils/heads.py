@@ -40,7 +40,7 @@ from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
 from models.heads.retrieval import RetrievalHead
-from utils.checkpoint import make_latent, make_parallel
+from utils.checkpoint import make_latent, make_parallel, make_retrieval
 from utils.config import Config
 from utils.devices import autocast
 
@@ -99,8 +99,7 @@ def build_concepts(setting: Setting) -> Head:
 
 def build_retrieval(setting: Setting) -> Head:
     """Images and captions that find each other."""
-    options = setting.config.model.heads.retrieval
-    head = RetrievalHead(setting.channels, len(setting.vocabulary), options.width, options.dropout)
+    head = make_retrieval(setting.config, len(setting.vocabulary), setting.channels)
     return Head(head, Pairs(), recall)
 
 
