@@ -177,19 +177,14 @@ def latent_information(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def parallel_captions(vocabulary: Vocabulary, pairs: Sequence[Pair]) -> dict[str, float]:
-    """`CIDEr` and `ROUGE_L` of the captions that the best paths of `pred` [L, P, V] collapse to.
+    """`CIDEr` and `ROUGE_L` of the captions that the best paths of `pred` [L, B, V] collapse to.
 
-    `captions` are what each of B images was captioned with, and `labels` [P] say which image a path is of; its paths
-    are all alike.
+    `captions` are what each of the B images was captioned with.
     """
-    said, references = {}, {}
-    for out, target in pairs:
-        captions = words_said(out["pred"].transpose(0, 1))
-        for tokens, label in zip(captions, target["labels"].tolist(), strict=True):
-            said[label] = " ".join(vocabulary.decode(tokens))
-        references |= dict(zip(dict.fromkeys(target["labels"].tolist()), target["captions"], strict=True))
-    metrics = score_captions(said, references, ("CIDEr", "ROUGE_L")).metrics
-    return {name: metrics[name] for name in ("CIDEr", "ROUGE_L")}
+    said = [words for out, _ in pairs for words in words_said(out["pred"].transpose(0, 1))]
+    references = [captions for _, target in pairs for captions in target["captions"]]
+    texts = (" ".join(vocabulary.decode(words)) for words in said)
+    return score_captions(dict(enumerate(texts)), dict(enumerate(references)), ("CIDEr", "ROUGE_L")).metrics
 
 
 def gather(pairs: Sequence[Pair], given: str, wanted: str) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from models.decoding import Hypothesis
 from models.heads import Seen
 from models.tokens import END, PAD, START, UNK
 
-# Shapes: B images, P captions, L slots, N cells, D encoder channels, V vocabulary, E width inside.
+# Shapes: B images, L slots, N cells, D encoder channels, V vocabulary, E width inside.
 
 BLANK = PAD  # the class of a slot that says nothing
 
@@ -69,9 +69,8 @@ class ParallelHead(nn.Module):
         return self.classifier(self.norm(slots)), attention
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
-        """`pred` [L, P, V]: the logits of each caption's image."""
-        logits, _ = self.look(seen.features)
-        return {"pred": logits.index_select(0, seen.image_of).transpose(0, 1)}
+        """`pred` [L, B, V]: logits, a caption for each image."""
+        return {"pred": self.look(seen.features)[0].transpose(0, 1)}
 
     def say(self, features: Tensor) -> list[Hypothesis]:
         """The caption of each image that its best path collapses to; `score` is that path's log p a word and end."""

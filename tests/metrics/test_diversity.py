@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.diversity import diversity, self_cider
+from metrics.diversity import best_of, diversity, self_cider
+from metrics.scores import score_captions
 
 
 def test_counts_by_hand() -> None:
@@ -20,6 +21,18 @@ def test_counts_by_hand() -> None:
             "length_std": np.std([3, 3, 3, 0]),
         }
     )
+
+
+def test_the_best_and_the_mean_of_an_images_captions_by_the_metric_itself() -> None:
+    references = [["a red roof", "the roof"], ["two planes stand there", "planes"], ["a road by a river", "the road"]]
+    captions = [["a roof", "a red roof"], ["two planes", "a road"], ["a river", "a road by a river"]]
+    columns = [
+        score_captions(dict(enumerate(column)), dict(enumerate(references)), ["CIDEr"]).per_image["CIDEr"]
+        for column in zip(*captions, strict=True)
+    ]
+    found = best_of(captions, references)
+    assert found["mean_cider"] == pytest.approx(np.mean(columns), rel=1e-12)
+    assert found["best_cider"] == pytest.approx(np.maximum(*columns).mean(), rel=1e-12)
 
 
 def test_one_caption_for_every_image() -> None:
