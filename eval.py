@@ -51,7 +51,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Visuals
-from metrics.diversity import best_of, diversity, self_cider
+from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, load_checkpoint
@@ -178,8 +178,9 @@ def variety(
     references: dict[int, tuple[str, ...]],
 ) -> dict[str, float]:
     """How varied the captions are; what needs train captions or several an image, where there are any."""
-    train = {caption for image in dataset.images if image.split == "train" for caption in image.captions}
+    train = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     found = diversity(captions.values(), train)
+    found["rare_recall"] = rare_recall([captions[key] for key in references], references.values(), train)
     if not train:
         del found["seen_in_train"], found["vocabulary_of_train"]
     if beams and min(map(len, beams)) > 1:

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
 `best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made or
-searched with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer,
-progress.
+searched with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs:
+weights, optimizer, progress.
 """
 
 import json
