@@ -176,6 +176,7 @@ def open_data(
         words = (tokenize(caption) for image in images["train"] for caption in image.captions)
         vocabulary = Vocabulary.build(words, config.data.min_count)
     cells, channels = encoder.output_shape(config.data.size)
+    set_seed(config.seed)  # here: whether features had to be made changes nothing after
     built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in built.items()}
     batches = {
@@ -189,7 +190,7 @@ def build_model(
     config: Config, data: Data, encoder: Encoder, init: Checkpoint | None
 ) -> tuple[Captioner, torch.optim.Optimizer]:
     """The captioner, with the decoder of `init` where there is one, and AdamW, whose groups know their `peak` rates."""
-    set_seed(config.seed)  # here: whether features had to be made changes nothing after
+    set_seed(config.seed)  # again: a decoder begins the same with whatever heads
     modules = {name: head.module for name, head in data.heads.items()}
     captioner = build_captioner(config, encoder, len(data.vocabulary), data.channels, modules).to(encoder.mean.device)
     if init:
