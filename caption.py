@@ -64,6 +64,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from glob import glob, has_magic
 from heapq import nlargest
 from pathlib import Path
@@ -92,6 +93,7 @@ from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
 BATCH = 64  # images at a time
+PATIENCE = timedelta(days=30)  # of a process whose share is done; where one of them dies, the launcher ends all
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -139,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
             elif output is None and not query and "caption" in row:
                 print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
         if world > 1:
-            PartialState(cpu=best_device().type == "cpu").wait_for_everyone()
+            PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE).wait_for_everyone()
             if rank:
                 return
             journal.look_around(errors=True)

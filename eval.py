@@ -23,6 +23,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
+    parser.add_argument("--beam-size", type=int, help="default: the run's")
     parser.add_argument(
         "--decoding",
         nargs="+",
@@ -50,7 +51,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Visuals
-from metrics.diversity import best_of, diversity, self_cider
+from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, load_checkpoint
@@ -160,7 +161,8 @@ def with_data(config: Config, arguments: argparse.Namespace) -> Config:
         tree["data_root"] = arguments.data_root
     tree["data"]["more_captions"] = None  # those are for training
     tree["data"]["limit"] = 0 if config.dataset != tree["dataset"] else tree["data"]["limit"]
-    return with_decoding(parse_config(tree, "command line"), arguments.decoding)
+    beam = [] if arguments.beam_size is None else [f"beam_size={arguments.beam_size}"]
+    return with_decoding(parse_config(tree, "command line"), [*beam, *arguments.decoding])
 
 
 def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
@@ -176,8 +178,9 @@ def variety(
     references: dict[int, tuple[str, ...]],
 ) -> dict[str, float]:
     """How varied the captions are; what needs train captions or several an image, where there are any."""
-    train = {caption for image in dataset.images if image.split == "train" for caption in image.captions}
+    train = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     found = diversity(captions.values(), train)
+    found["rare_recall"] = rare_recall([captions[key] for key in references], references.values(), train)
     if not train:
         del found["seen_in_train"], found["vocabulary_of_train"]
     if beams and min(map(len, beams)) > 1:

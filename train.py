@@ -8,7 +8,7 @@ best.safetensors (what eval.py and caption.py read), val.json (its captions of v
 import argparse
 
 from utils.config import Config, load_config
-from utils.files import run_program, write_json
+from utils.files import run_program
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -32,9 +32,11 @@ if __name__ == "__main__":
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -45,205 +47,207 @@ from torch import Tensor
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, CaptionBatches, loader
+from data.loading import Batch, BatchKey, CaptionBatches, Visuals, loader
+from data.synthetic import Truth
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
-from loss import LossFactory, LossResult, build_loss
+from loss import LossFactory
 from metrics.scores import FAST, score_captions
-from utils.checkpoint import (
-    Checkpoint,
-    build_captioner,
-    load_state,
-    save_checkpoint,
-    save_state,
-)
+from models.captioner import Captioner
+from models.encoder import Encoder
+from utils.checkpoint import Checkpoint, build_captioner
+from utils.criteria import build_criteria, log_terms, offered, stop_unless_finite
 from utils.devices import best_device, choose_precision, keep_freed_memory
 from utils.grounding import ground, known_truth
-from utils.guides import TARGET as GUIDES
 from utils.guides import Guides, load_models
-from utils.heads import OUT as HEADS_OUT
-from utils.heads import TARGET as HEADS_TARGET
-from utils.heads import Setting, build_heads, score_heads
+from utils.heads import Head, Setting, build_heads, score_heads
 from utils.inference import caption_rows
 from utils.pretrained import load_encoder
 from utils.progress import track
-from utils.results import result_entries
-from utils.runs import open_run, origin_of, show_result
+from utils.runs import Progress, keep_best, open_run, origin_of, show_data, show_epoch, show_result
 from utils.signals import SafePoints
 from utils.sources import open_dataset, preprocessing_of, visuals_of
 from utils.tracking import Tracker
 
-# What the captioner offers to the criteria of model.losses; loss/README.md says which of them reads what.
-OUT = ("pred", "policy", "attention", "region_count", *HEADS_OUT)
-TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_count", *HEADS_TARGET)
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
-@dataclass
-class Progress:
-    """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler."""
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is judged by; `images`, `visuals` and `batches` are by split.
 
-    epoch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    lines: int = 0
-    scaler: dict[str, float] | None = None
+    `truths` is what is true of synthetic scenes, by file name; `channels` are those of a cell's features.
+    """
+
+    dataset: CaptionDataset
+    images: dict[str, list[AnnotatedImage]]
+    visuals: dict[str, Visuals]
+    truths: dict[str, Truth]
+    vocabulary: Vocabulary
+    channels: int
+    heads: dict[str, Head]
+    batches: dict[str, CaptionBatches]
 
 
 def main(config: Config, resume: bool) -> None:
     """One run, from the files of a data set to the best checkpoint and a picture."""
-    try:
-        criteria = build_loss(config.model_dump(), class_dim=-1)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise UserError(f"model.losses: {error}") from None
-    guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
-    if problems := criteria.missing(OUT, (*TARGET, *guided)):
-        ways = [f"; train.{option} brings {key}" for key, option in GUIDES.items() if key in str(problems)]
-        raise UserError(f"model.losses: {'; '.join(problems)}{''.join(ways)}")
+    criteria = build_criteria(config)
     device = best_device()
     keep_freed_memory()
     precision = choose_precision(config.train.precision, device)
     # told that it is a CPU, it lets several processes speak over gloo
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
     criteria.to(accelerator.device)
-    rank, world = accelerator.process_index, accelerator.num_processes
     console.quiet = not accelerator.is_main_process
-
-    # Data: annotations, words, and what the decoder will look at.
-    with accelerator.main_process_first():
-        dataset = open_dataset(config)
+    with accelerator.main_process_first():  # what it downloads, draws or encodes the others find in the cache
         init, teachers = load_models(config)
-        known = (
-            load_encoder(config.model.encoder.name, config.model.encoder.weights)
-            if init is None
-            else init.captioner.encoder
-        )
-        encoder = copy.deepcopy(known).to(accelerator.device)
-        images = {split: dataset.split(split) for split in ("train", "val")}
-        truths = known_truth(dataset)
-        visuals = {
-            split: visuals_of(config, dataset, images[split], encoder, precision, learning=split == "train")
-            for split in images
-        }
-    words = (tokenize(caption) for image in images["train"] for caption in image.captions)
-    given = [model.vocabulary for model in (init, *teachers) if model]
-    vocabulary = given[0] if given else Vocabulary.build(words, config.data.min_count)
-    cells, channels = encoder.output_shape(config.data.size)
-    heads = build_heads(criteria.heads, Setting(config, dataset, vocabulary, cells, channels))
-    targets = {name: head.targets for name, head in heads.items()}
-    batches, val_batches = (
-        CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets) for split in images
-    )
-    describe_data(dataset, images, vocabulary, batches)
+        wanted = config.model.encoder
+        encoder = copy.deepcopy(init.captioner.encoder) if init else load_encoder(wanted.name, wanted.weights)
+        given = next((model.vocabulary for model in (init, *teachers) if model), None)
+        data = open_data(config, criteria.heads, encoder.to(accelerator.device), given, precision)
+    show_data(data.dataset, data.batches["train"], data.batches["val"], len(data.vocabulary), console)
 
-    # Model, optimizer, and where the run stands. Seeded here: whether features had to be made changes nothing after.
-    set_seed(config.seed)
-    modules = {name: head.module for name, head in heads.items()}
-    captioner = build_captioner(config, encoder, len(vocabulary), channels, modules).to(accelerator.device)
-    if init:
-        captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
-    guides = Guides(config, criteria, captioner, init, teachers, dataset, batches, precision)
-    groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
-    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.98), fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    origin = origin_of(dataset)
+    # Model, optimizer, and where the run stands.
+    captioner, optimizer = build_model(config, data, encoder, init)
+    guides = Guides(config, criteria, captioner, init, teachers, data.dataset, data.batches["train"], precision)
+    origin = origin_of(data.dataset)
     run_dir = open_run(config, resume, accelerator, origin)
-    state_path = run_dir / "last" / "state.safetensors"
-    progress = Progress()
-    if state_path.exists():
-        progress = Progress(**load_state(state_path, captioner, optimizer))
-        console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
-    if accelerator.scaler and progress.scaler:
-        accelerator.scaler.load_state_dict(progress.scaler)
+    progress = Progress.resumed(run_dir, captioner, optimizer, accelerator, console)
     tracker = Tracker(run_dir, config, progress.lines) if accelerator.is_main_process else None
     log = tracker.log if tracker else lambda *_: None
     model, optimizer = accelerator.prepare(captioner, optimizer)
-
-    accumulation = config.train.accumulation
-    per_epoch = math.ceil(len(batches.epoch(0, config.train.batch_size, config.seed, rank, world)) / accumulation)
-    total = per_epoch * config.train.epochs
+    save = partial(progress.save, run_dir, captioner, optimizer, accelerator, tracker)
+    total = len(plan(config, data.batches["train"], accelerator, 0)) * config.train.epochs
     console.print(f"run folder {run_dir}: {total} steps on {accelerator.device} in {precision}")
 
     saved = time.monotonic()
-
-    def save() -> str:
-        """Write what --resume needs; returns how to go on."""
-        nonlocal saved
-        if tracker:
-            progress.lines = tracker.lines
-            progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-            save_state(state_path, captioner, optimizer, asdict(progress))
-        saved = time.monotonic()
-        return f"stopped after step {progress.step}; the same command with --resume --output-dir {run_dir} goes on"
-
     with SafePoints(save, heed=accelerator.is_main_process) as safe:
         for epoch in range(progress.epoch, config.train.epochs):
             if epoch - progress.best_epoch >= config.train.patience:
                 console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
                 break
-
-            # Train: every step takes `accumulation` batches, and every term is averaged over all of them on all
-            # processes. What is drawn at random depends on the step's number alone, so that any step can be made again.
-            model.train()
-            criteria.set_epoch(epoch + 1)
             began = time.monotonic()
-            done = progress.step - epoch * per_epoch
-            keys = batches.epoch(epoch, config.train.batch_size, config.seed, rank, world)[done * accumulation :]
-            stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
             terms: dict[str, Tensor] = {}
-            for _ in safe.between(range(done, per_epoch)):
-                rate = learning_rate(progress.step, total, config.train.warmup)
-                for parameters, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    parameters["lr"] = peak * rate
-                group = [b for _, b in zip(range(accumulation), stream, strict=False)]
-                set_seed(hash((config.seed, rank, progress.step)) % 2**32)  # here: a loader that starts draws, too
-                group = [guides(b.to(accelerator.device), epoch) for b in group]
-                try:
-                    for _ in range(config.train.updates):
-                        terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
-                except FloatingPointError as error:
-                    names = ", ".join(images["train"][row].filename for b in group for row in b.rows.tolist())
-                    where = f"step {progress.step + 1}, learning rate {peaks[0] * rate:.3g}, images {names}"
-                    raise UserError(f"{error} at {where}; lower train.lr or set train.precision=fp32") from None
-                progress.step += 1
+            for terms in train_epoch(
+                config, epoch, progress, model, criteria, optimizer, data.batches["train"], guides, accelerator, safe
+            ):
                 if progress.step % config.train.log_every == 0:
                     values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
-                    log(progress.step, {"epoch": epoch + 1, "lr": peaks[0] * rate, **values})
+                    log(progress.step, {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **values})
                 if time.monotonic() - saved >= config.train.save_every:
                     save()
+                    saved = time.monotonic()
             trained = time.monotonic() - began
 
-            # Validate by free decoding; the best checkpoint is the one with the highest CIDEr.
-            mine = range(rank, len(images["val"]), world)
-            captions = caption_rows(
-                captioner, vocabulary, visuals["val"], mine, config.decoding, precision, what="validation"
-            )
-            texts = (beams[0].text for beams in safe.between(captions))
-            said = dict(gather_object(list(zip(mine, texts, strict=True))))
-            scores = score_captions(said, {i: image.captions for i, image in enumerate(images["val"])}, FAST).metrics
-            scores |= score_heads(captioner, heads, val_batches, precision)
-            scores |= ground(captioner, vocabulary, visuals["val"], images["val"], truths, precision)
+            said, scores = validate(config, captioner, data, guides, precision, accelerator, safe)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best:
                 progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
                 if tracker:
                     about = {"epoch": epoch + 1, "val": scores, **origin}
-                    checkpoint = Checkpoint(captioner, vocabulary, preprocessing_of(config), config, about)
-                    save_checkpoint(run_dir / "best.safetensors", checkpoint)
-                    entries = result_entries(images["val"], [said[row] for row in range(len(said))])
-                    write_json(run_dir / "val.json", {**about, "seconds": trained, "captions": entries})
+                    best = Checkpoint(captioner, data.vocabulary, preprocessing_of(config), config, about)
+                    keep_best(run_dir, best, data.images["val"], said, trained)
             log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
             save()
-            shown = [f"loss {float(terms['train/loss']):.3f}"] if terms else []
-            shown += [f"{name} {value:.3f}" for name, value in scores.items()]
-            seconds = time.monotonic() - began
-            console.print(f"epoch {epoch + 1:3d}  {'  '.join(shown)}  {trained:.0f} + {seconds - trained:.0f} s")
+            saved = time.monotonic()
+            show_epoch(epoch, terms, scores, trained, time.monotonic() - began, console)
 
     accelerator.wait_for_everyone()
     if tracker:
-        show_result(run_dir, dataset, images["val"], visuals["val"], precision, tracker, progress.step, console)
+        val = data.images["val"], data.visuals["val"]
+        show_result(run_dir, data.dataset, *val, precision, tracker, progress.step, console)
         tracker.finish()
+
+
+def open_data(
+    config: Config, heads: Sequence[str | None], encoder: Encoder, vocabulary: Vocabulary | None, precision: str
+) -> Data:
+    """Annotations, words, what the decoder will look at, and the heads that criteria name, with what they should give.
+
+    Without a `vocabulary` it is that of the train captions.
+    """
+    dataset = open_dataset(config)
+    images = {split: dataset.split(split) for split in ("train", "val")}
+    visuals = {
+        split: visuals_of(config, dataset, images[split], encoder, precision, learning=split == "train")
+        for split in images
+    }
+    if vocabulary is None:
+        words = (tokenize(caption) for image in images["train"] for caption in image.captions)
+        vocabulary = Vocabulary.build(words, config.data.min_count)
+    cells, channels = encoder.output_shape(config.data.size)
+    set_seed(config.seed)  # here: whether features had to be made changes nothing after
+    built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
+    targets = {name: head.targets for name, head in built.items()}
+    batches = {
+        split: CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets)
+        for split in images
+    }
+    return Data(dataset, images, visuals, known_truth(dataset), vocabulary, channels, built, batches)
+
+
+def build_model(
+    config: Config, data: Data, encoder: Encoder, init: Checkpoint | None
+) -> tuple[Captioner, torch.optim.Optimizer]:
+    """The captioner, with the decoder of `init` where there is one, and AdamW, whose groups know their `peak` rates."""
+    set_seed(config.seed)  # again: a decoder begins the same with whatever heads
+    modules = {name: head.module for name, head in data.heads.items()}
+    captioner = build_captioner(config, encoder, len(data.vocabulary), data.channels, modules).to(encoder.mean.device)
+    if init:
+        captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
+    groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
+    kept = [{**group, "peak": group["lr"]} for group in groups]
+    return captioner, torch.optim.AdamW(kept, betas=(0.9, 0.98), fused=True)
+
+
+def plan(config: Config, batches: CaptionBatches, accelerator: Accelerator, epoch: int) -> list[list[BatchKey]]:
+    """For each step of an epoch the batches that this process takes: `train.accumulation`, the last step the rest."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    keys = batches.epoch(epoch, config.train.batch_size, config.seed, rank, world)
+    return [keys[i : i + config.train.accumulation] for i in range(0, len(keys), config.train.accumulation)]
+
+
+def train_epoch(
+    config: Config,
+    epoch: int,
+    progress: Progress,
+    model: torch.nn.Module,
+    criteria: LossFactory,
+    optimizer: torch.optim.Optimizer,
+    batches: CaptionBatches,
+    guides: Guides,
+    accelerator: Accelerator,
+    safe: SafePoints,
+) -> Iterator[dict[str, Tensor]]:
+    """Make the steps of an epoch that are not made yet, count each in `progress`, and yield its terms.
+
+    Every term is averaged over all batches of the step on all processes. What is drawn at random depends on the step's
+    number alone, so that any step can be made again.
+    """
+    model.train()
+    criteria.set_epoch(epoch + 1)
+    steps = plan(config, batches, accelerator, epoch)
+    total = len(steps) * config.train.epochs
+    steps = steps[progress.step - epoch * len(steps) :]
+    keys = [key for step in steps for key in step]
+    stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
+    for step in safe.between(steps):
+        rate = learning_rate(progress.step, total, config.train.warmup)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = parameters["peak"] * rate
+        group = list(islice(stream, len(step)))
+        seed = hash((config.seed, accelerator.process_index, progress.step)) % 2**32
+        set_seed(seed)  # here: a loader that starts draws, too
+        group = [guides(batch.to(accelerator.device), epoch) for batch in group]
+        try:
+            for _ in range(config.train.updates):
+                terms = train_step(model, criteria, optimizer, group, accelerator, config.train.clip)
+        except FloatingPointError as error:
+            names = ", ".join(batches.images[row].filename for key in step for row in key.rows)
+            where = f"step {progress.step + 1}, learning rate {optimizer.param_groups[0]['lr']:.3g}, images {names}"
+            raise UserError(f"{error} at {where}; lower train.lr or set train.precision=fp32") from None
+        progress.step += 1
+        yield terms
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
@@ -268,33 +272,14 @@ def train_step(
     all of them, however they are split.
     """
     sizes = [[b.word_count, b.caption_count, len(b.rows)] for b in batches]
-    counts = torch.tensor(sizes, device=accelerator.device).sum(0)
-    # the gradients of processes are averaged, too
-    token_count, caption_count, image_count = accelerator.reduce(counts, "mean")
+    # a mean over processes, as their gradients are averaged, too
+    counts = accelerator.reduce(torch.tensor(sizes, device=accelerator.device).sum(0), "mean")
     terms: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
             with accelerator.autocast():
-                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of)
-            result = criteria(
-                {
-                    "pred": output.logits,
-                    "policy": output.logits,
-                    "attention": output.attention,
-                    "region_count": output.region_count,
-                    **output.heads,
-                },
-                {
-                    "target": batch.words,
-                    "weight": batch.weight,
-                    "mask": batch.mask,
-                    "region_mask": output.region_mask,
-                    "token_count": token_count,
-                    "caption_count": caption_count,
-                    **{k: {**v, "share": len(batch.rows) / image_count} for k, v in batch.targets.items()},
-                    **batch.guides,
-                },
-            )
+                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of, batch.shown)
+            result = criteria(*offered(output, batch, counts))
             stop_unless_finite(result.total, "loss", log_terms(result))
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():
@@ -309,37 +294,25 @@ def train_step(
     return terms
 
 
-def stop_unless_finite(value: Tensor, what: str, terms: dict[str, Tensor]) -> None:
-    """`FloatingPointError` with every term where `value` is infinite or no number."""
-    if not torch.isfinite(value):
-        every = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
-        raise FloatingPointError(f"the {what} is not finite ({every})")
-
-
-def log_terms(result: LossResult) -> dict[str, Tensor]:
-    """The loss and its terms under the names that they have in the log: raw, weighted, and the parts of each."""
-    return {
-        "train/loss": result.total.detach(),
-        **{f"train/{name}": value for name, value in (result.terms | result.parts).items()},
-        **{f"train/raw/{name}": value for name, value in result.raw.items()},
-        **{f"train/weighted/{name}": value for name, value in result.weighted.items()},
-    }
-
-
-def describe_data(
-    dataset: CaptionDataset,
-    images: dict[str, list[AnnotatedImage]],
-    vocabulary: Vocabulary,
-    batches: CaptionBatches,
-) -> None:
-    """Say what is trained on."""
-    for note in dataset.notes:
-        console.print(note)
-    captions, distinct = batches.counts
-    console.print(
-        f"{dataset.spec.name}: {len(images['train'])} train and {len(images['val'])} val images, {len(vocabulary)} "
-        f"words; {captions} captions are {distinct} distinct pairs, each trained once with its count as weight"
-    )
+def validate(
+    config: Config,
+    captioner: Captioner,
+    data: Data,
+    guides: Guides,
+    precision: str,
+    accelerator: Accelerator,
+    safe: SafePoints,
+) -> tuple[list[str], dict[str, float]]:
+    """The captions of val by free decoding, shared out among processes; scores of captions, heads and attention."""
+    images, visuals = data.images["val"], data.visuals["val"]
+    mine = range(accelerator.process_index, len(images), accelerator.num_processes)
+    captions = caption_rows(captioner, data.vocabulary, visuals, mine, config.decoding, precision, what="validation")
+    texts = (beams[0].text for beams in safe.between(captions))
+    said = dict(gather_object(list(zip(mine, texts, strict=True))))
+    scores = score_captions(said, {i: image.captions for i, image in enumerate(images)}, FAST).metrics
+    scores |= score_heads(captioner, data.heads, data.batches["val"], precision, guides.show)
+    scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision)
+    return [said[row] for row in range(len(said))], scores
 
 
 if __name__ == "__main__":

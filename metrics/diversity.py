@@ -1,5 +1,6 @@
 """How varied a system's captions are: what accuracy does not show, and self-critical training destroys."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -45,6 +46,27 @@ def diversity(captions: Iterable[str], train: Iterable[str]) -> dict[str, float]
         "length": float(lengths.mean()) if len(lengths) else float("nan"),
         "length_std": float(lengths.std()) if len(lengths) else float("nan"),
     }
+
+
+def rare_recall(captions: Sequence[str], references: Iterable[Sequence[str]], train: Iterable[str]) -> float:
+    """The share of the rare words of images' references that the images' captions say, each word once an image.
+
+    A word is rare that stands in fewer than one in a hundred of the captions `train`, and in one at least: a word that
+    nobody could learn counts for no one. NaN where the references have no rare word.
+
+    Example:
+        >>> rare_recall(["two red planes"], [["two planes", "blue planes"]], ["planes"] * 300 + ["two", "blue", "red"])
+        0.5
+    """
+    seen = [set(tokenize(caption)) for caption in train]
+    counts = Counter(word for words in seen for word in words)
+    rare = {word for word, count in counts.items() if 100 * count < len(seen)}
+    said = wanted = 0
+    for caption, group in zip(captions, references, strict=True):
+        due = {word for reference in group for word in tokenize(reference)} & rare
+        wanted += len(due)
+        said += len(due & set(tokenize(caption)))
+    return _share(said, wanted)
 
 
 def self_cider(captions: Sequence[Sequence[str]], references: Iterable[Sequence[str]]) -> np.ndarray:

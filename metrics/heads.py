@@ -86,6 +86,30 @@ def mean_iou_and_boundaries(pairs: Sequence[Pair]) -> dict[str, float]:
     return {**mean_iou(pairs), "boundary_F1": float(f1_score(truth.numpy(), found.numpy(), zero_division=0.0))}
 
 
+def telling_apart(pairs: Sequence[Pair]) -> dict[str, float]:
+    """How well a critic tells captions of people from others, each as often as it stands there (`weight` [P]).
+
+    `AP_sampled`, `AP_other`: the average precision of people's captions of the image among the captioner's, and among
+    people's captions of other images; chance is their share, 0.5 where there are as many of both. `accuracy`: the mean
+    of the share of people's captions that score above 0 and that of the captioner's that do not.
+
+    `pred` are scores [P]; `target_is_real` bool [P], whether a person wrote it for this image; `sampled` bool [P],
+    whether the captioner did. What there is none of is NaN.
+    """
+    from sklearn.metrics import average_precision_score
+
+    pred, real = gather(pairs, "pred", "target_is_real")
+    sampled, weight = (torch.cat([target[key] for _, target in pairs]) for key in ("sampled", "weight"))
+    scores = {}
+    for name, false in (("AP_sampled", sampled), ("AP_other", ~real & ~sampled)):
+        among = (real | false).numpy()
+        given = (real[among].numpy(), pred[among].numpy())
+        precise = average_precision_score(*given, sample_weight=weight[among].numpy()) if false.any() else float("nan")
+        scores[name] = float(precise)
+    right = [(weight * kind * (pred > 0).eq(kind is real)).sum() / (weight * kind).sum() for kind in (real, sampled)]
+    return {**scores, "accuracy": float(torch.stack(right).mean())}
+
+
 def mean_box_iou(pairs: Sequence[Pair]) -> dict[str, float]:
     """`IoU`: of predicted and true `boxes` [B, 4] xyxy, averaged over images."""
     return {"IoU": float(elementwise_iou(*gather(pairs, "boxes", "boxes")).mean())}

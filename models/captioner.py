@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
-from models.heads import Seen
+from models.heads import Seen, Shown
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
@@ -101,27 +101,32 @@ class Captioner(nn.Module):
             return regions
         return regions._replace(told=self.teller.draw(features, temperature, generator))
 
-    def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> Output:
-        """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""
+    def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
+        """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`.
+
+        `shown` are by the name of a head captions that it looks at in their place.
+        """
         features = self.features(visual.content)
         regions = self._prepare(features, visual.shares)
-        heads = self._heads(Seen(features, tokens, image_of))
+        heads = self._heads(Seen(features, tokens, image_of), shown)
         told = next((given["told"] for given in heads.values() if "told" in given), None)
         logits, attention = self.decoder(regions, tokens, image_of, told)
         mask = None if regions.mask is None else regions.mask[image_of]
         return Output(logits, attention, mask, heads)
 
-    def look(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> dict[str, dict[str, Any]]:
+    def look(
+        self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None
+    ) -> dict[str, dict[str, Any]]:
         """What each head gives for these images and captions."""
-        return self._heads(Seen(self.features(visual.content), tokens, image_of))
+        return self._heads(Seen(self.features(visual.content), tokens, image_of), shown)
 
     def _prepare(self, features: Tensor, shares: Tensor | None) -> Regions:
         if shares is None:
             return self.decoder.prepare(features, None)
         return self.decoder.prepare(*pool_regions(features, shares, self.pooling))
 
-    def _heads(self, seen: Seen) -> dict[str, dict[str, Any]]:
-        return {name: head(seen) for name, head in self.heads.items()}
+    def _heads(self, seen: Seen, shown: Shown | None) -> dict[str, dict[str, Any]]:
+        return {name: head(seen._replace(**(shown or {}).get(name, {}))) for name, head in self.heads.items()}
 
     def parameter_groups(self, lr: float, encoder_lr: float, weight_decay: float) -> Iterator[dict[str, object]]:
         """AdamW's groups: encoder, and decoder and heads, with learning rates of their own, no decay on vectors."""

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: the tests themselves run on all cores
+
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from data.transforms import Preprocessing
@@ -21,6 +24,11 @@ settings.load_profile("nadir")
 WORDS = ["a", "plane", "boat", "bridge", "river", "field", "many", "green", "two", "by", "the", "some"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that all workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -28,11 +36,14 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out as RSICD's: 68 train, 17 val and 17 test scenes of 96 pixels."""
+    """A folder laid out as RSICD's: 68 train, 17 val and 17 test scenes of 96 pixels; the workers share it."""
     from data.synthetic import write_dataset
 
-    root = tmp_path_factory.mktemp("scenes") / "data"
-    write_dataset(root, 68, 17, 17, seed=0, size=96, processes=1)
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scenes" / "data"
+    root.parent.mkdir(exist_ok=True)
+    with FileLock(root.parent / "lock"):
+        write_dataset(root, 68, 17, 17, seed=0, size=96, processes=1)  # does nothing where it is done
     return root
 
 

@@ -21,6 +21,7 @@ from data.errors import UserError
 from utils.config import load_config, parse_config, read_yaml
 from utils.grid import load_grid, variants
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 GRID: dict = {
     "recipe": "synthetic.yaml",

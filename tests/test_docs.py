@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from rasterio.transform import from_origin
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
          ("index", "scenes", "page", "export", "scaling", "your-own-data", "tutorials/index"))]  # fmt: skip

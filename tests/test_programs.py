@@ -1,4 +1,8 @@
-"""The programs as a user runs them: through the command line, on scenes, end to end."""
+"""The programs as a user runs them: through the command line, on scenes, end to end.
+
+What starts a process of its own proves that it can be started so; importing everything takes it as long as some tests
+take. All else is `call`ed with the words of a command line.
+"""
 
 import csv
 import hashlib
@@ -28,6 +32,7 @@ from utils import ship
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import load_config
 
+pytestmark = pytest.mark.slow
 PROGRAMS = {"train": train, "eval": eval_program, "caption": caption}
 ROOT = Path(__file__).resolve().parent.parent
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -98,34 +103,27 @@ def test_a_run_leaves_all_that_it_promises(run_dir: Path) -> None:
     assert (run_dir / "last" / "state.safetensors").exists()
 
 
-def test_a_folder_with_a_run_is_only_taken_to_go_on(program: Program, scenes: Path, run_dir: Path, cache: str) -> None:
+def test_a_folder_with_a_run_is_only_taken_to_go_on(
+    scenes: Path, run_dir: Path, cache: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (run_dir / "metrics.jsonl").read_text()
-    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir, "--epochs", "3"]
-    arguments += ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
-    refused = program("train.py", *arguments)
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr and len(refused.stderr.splitlines()) == 1
-    changed = program("train.py", *arguments, "--resume", "train.clip=2")
-    assert changed.returncode == 2
-    assert "train.clip was 1.0 and is 2.0" in changed.stderr
-    again = program("train.py", *arguments, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "resuming after epoch 3" in again.stdout
+    arguments: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir]
+    arguments += ["--epochs", "3", "model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
+    for more, fault in (([], "--resume"), (["--resume", "train.clip=2"], r"train\.clip was 1\.0 and is 2\.0")):
+        with pytest.raises(UserError, match=fault) as caught:
+            call("train", *arguments, *more)
+        assert "\n" not in str(caught.value)
+    call("train", *arguments, "--resume")
+    assert "resuming after epoch 3" in capsys.readouterr().out
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(scenes: Path, run_dir: Path, cache: str, tmp_path: Path) -> None:
+    """Begun by one interpreter, ended by another, which hashes words otherwise; tests/kills.py kills at any moment."""
     folder = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "train.py"), "--dataset", "RSICD", "--data-root", str(scenes)]
-    command += [
-        "--output-dir",
-        str(folder),
-        "--epochs",
-        "3",
-        "--resume",
-        "model.encoder.name=tf_efficientnet_lite0",
-    ]
-    command += [*SMALL, cache]
+    words = ["--dataset", "RSICD", "--data-root", str(scenes), "--output-dir", str(folder), "--epochs", "3", "--resume"]
+    words += ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = folder / "last" / "state.safetensors"
     while not state.exists():
@@ -134,7 +132,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(scenes: Path, run_dir: Path, ca
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(lines(folder)) < len(lines(run_dir))
-    subprocess.run(command, check=True, capture_output=True)
+    call("train", *words)
     assert lines(folder) == lines(run_dir)
     for name in ("best.safetensors", "last/state.safetensors"):
         assert tensors_equal(folder / name, run_dir / name), name
@@ -255,16 +253,15 @@ def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path,
         assert row["caption"]
 
 
-def test_any_image_can_be_captioned(program: Program, run_dir: Path, tmp_path: Path) -> None:
+def test_any_image_can_be_captioned(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (300, 40), dtype=np.uint8)).save(tmp_path / "tall grey.png")
     Image.new("RGBA", (1, 1), (255, 0, 0, 128)).save(tmp_path / "one pixel.png")
     Image.new("CMYK", (500, 400)).save(tmp_path / "cmyk.jpg")
     picture = tmp_path / "looked.png"
     inputs = [*sorted(tmp_path.glob("*.png")), tmp_path / "cmyk.jpg"]
-    done = program("caption.py", "--checkpoint", run_dir / "best.safetensors", *inputs, "--attention", picture)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
+    call("caption", "--checkpoint", run_dir / "best.safetensors", *inputs, "--attention", picture)
+    assert len(capsys.readouterr().out.splitlines()) == 3
     assert Image.open(picture).width > 300
 
 
@@ -320,7 +317,8 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["eval", *checkpoint, "--data-root", "."], "dataset_rsicd.json"),
         (["eval", *checkpoint, "--dataset", "COCO"], "dataset"),
-        (["eval", *checkpoint, "--decoding", "beam_size=0"], "beam_size"),
+        (["eval", *checkpoint, "--beam-size", "0"], "beam_size"),
+        (["eval", *checkpoint, "--decoding", "length_penalty=-1"], "length_penalty"),
         (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
         (["eval", "--results", "broken.png"], "--dataset"),
         (["caption", *checkpoint, "missing.png"], "no such file"),
@@ -343,27 +341,28 @@ def call(name: str, *words: str | Path) -> None:
         PROGRAMS[name].main(arguments)
 
 
-def test_a_loss_that_is_not_finite_stops_with_every_term(
-    program: Program, scenes: Path, cache: str, tmp_path: Path
-) -> None:
-    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", tmp_path / "run"]
-    arguments += [
-        "model.encoder.name=tf_efficientnet_lite0",
-        *SMALL,
-        cache,
-        "train.lr=1e30",
-        "train.warmup=0",
-    ]
-    done = program("train.py", *arguments)
-    assert done.returncode == 2
-    assert "not finite" in done.stderr
+def test_a_loss_that_is_not_finite_stops_with_every_term(scenes: Path, cache: str, tmp_path: Path) -> None:
+    arguments = one_epoch(scenes, tmp_path / "run")
+    with pytest.raises(UserError, match="not finite") as caught:
+        call(
+            "train",
+            *arguments,
+            "model.encoder.name=tf_efficientnet_lite0",
+            *SMALL,
+            cache,
+            "train.lr=1e30",
+            "train.warmup=0",
+        )
+    said = str(caught.value)
     for term in ("custum_loss/ce", "custum_loss/dsr", "custum_loss/avr"):
-        assert term in done.stderr
-    assert re.search(r"step \d+, learning rate 1e\+30, images \w+\.png, ", done.stderr)
-    assert len(done.stderr.splitlines()) == 1
+        assert term in said
+    assert re.search(r"step \d+, learning rate 1e\+30, images \w+\.png, ", said)
+    assert "\n" not in said
 
 
-def test_the_default_makes_its_own_scenes_and_tracks_offline(program: Program, cache: str, tmp_path: Path) -> None:
+def test_the_default_makes_its_own_scenes_and_tracks_offline(
+    program: Program, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scenes = [
         "synthetic.train=40",
         "synthetic.val=8",
@@ -372,28 +371,23 @@ def test_the_default_makes_its_own_scenes_and_tracks_offline(program: Program, c
         "data.size=64",
     ]
     small = [x for x in SMALL if "size=96" not in x]
-    arguments = [*scenes, *small, cache, "--epochs", "1", "tracking.mode=offline", "tracking.images=2"]
+    arguments = [*scenes, *small, cache, "--epochs", "1"]
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
-        done = program("train.py", *arguments, cwd=folder)
-        assert done.returncode == 0, done.stderr
+    done = program("train.py", *arguments, "tracking.mode=offline", "tracking.images=2", cwd=first)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(second)
+    call("train", *arguments)
     runs = [next((folder / "runs").glob("synthetic-*")) for folder in (first, second)]
-    assert lines(runs[0]) == lines(runs[1])  # the same command, the same numbers
+    assert lines(runs[0]) == lines(runs[1])  # the same recipe, the same numbers, in two processes
     assert list(runs[0].rglob("*.wandb"))
     assert len(list((runs[0] / "attention").glob("*.png"))) == 2
 
 
-def test_the_encoder_can_be_trained(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_the_encoder_can_be_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
     arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
-    done = program(
-        "train.py",
-        *arguments,
-        "model.encoder.trainable=true",
-        "model.encoder.lr=1e-3",
-        "train.accumulation=2",
-    )
-    assert done.returncode == 0, done.stderr
+    call("train", *arguments, "model.encoder.trainable=true", "model.encoder.lr=1e-3", "train.accumulation=2")
     from safetensors.torch import load_file
 
     from utils.pretrained import load_encoder
@@ -405,29 +399,26 @@ def test_the_encoder_can_be_trained(program: Program, scenes: Path, cache: str, 
     assert not any("running" in k for k in changed)  # BatchNorm's statistics stay
 
 
-def test_any_list_of_losses_can_be_trained(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_any_list_of_losses_can_be_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
     losses = [
         "{criterion: cross_entropy, label_smoothing: 0.1, weight: ~}",
         "{criterion: softmax_focal_loss, weight: 0.5}",
         "{criterion: softmax_focal_loss, gamma: 0.0, alpha: ~, weight: 0}",
     ]
     arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
-    done = program("train.py", *arguments, f"model.losses=[{', '.join(losses)}]", "data.limit=40")
-    assert done.returncode == 0, done.stderr
+    call("train", *arguments, f"model.losses=[{', '.join(losses)}]", "data.limit=40")
     line = lines(tmp_path / "run")[0]
     plain, focal, zero = (line[f"train/{n}"] for n in ("cross_entropy", "softmax_focal_loss", "softmax_focal_loss_1"))
     assert line["train/loss"] == pytest.approx(plain + 0.5 * focal, rel=1e-5)
     assert line["train/weighted/softmax_focal_loss_1"] == 0 < zero
 
 
-def test_a_head_learns_beside_the_captions(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_a_head_learns_beside_the_captions(scenes: Path, cache: str, tmp_path: Path) -> None:
     """Concepts on frozen features: their mAP rises above that of a head that only knows how frequent each one is."""
     losses = "[{criterion: custum_loss}, {criterion: focal_loss, head: concepts, alpha: ~, gamma: 0, weight: 20}]"
     arguments = ["--dataset", "RSICD", "--data-root", scenes, "--epochs", "4", f"model.losses={losses}"]
-    done = program("train.py", *arguments, "--output-dir", tmp_path / "run", *SMALL, cache)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    found = [line["val/concepts/mAP"] for line in lines if "val/concepts/mAP" in line]
+    call("train", *arguments, "--output-dir", tmp_path / "run", *SMALL, cache)
+    found = [line["val/concepts/mAP"] for line in lines(tmp_path / "run") if "val/concepts/mAP" in line]
     dataset = load_dataset("RSICD", scenes, "captioning")
     concepts = Concepts(dataset.split("train"), min_images=10)
     truth = concepts.shares(dataset.split("val")) > 0
@@ -438,33 +429,51 @@ def test_a_head_learns_beside_the_captions(program: Program, scenes: Path, cache
     assert not checkpoint.captioner.heads
 
 
-def test_heads_of_every_family_learn_in_one_run(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_heads_of_every_family_learn_in_one_run(
+    scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heads = {"dice_loss": "segmentation", "yolox_loss": "yolox", "alignment_kl": "retrieval"}
     losses = ["{criterion: custum_loss}", *(f"{{criterion: {loss}, head: {head}}}" for loss, head in heads.items())]
     arguments = ["--data-root", scenes, "--epochs", "2", f"model.losses=[{', '.join(losses)}]", *SMALL, cache]
     arguments += ["data.limit=40", "data.size=128", "decoding.method=greedy", "--output-dir", tmp_path / "run"]
-    done = program("train.py", *arguments)
-    assert done.returncode == 0, done.stderr
+    call("train", *arguments)
     for loss, metric in (("dice_loss", "segmentation/mIoU"), ("alignment_kl", "retrieval/image_to_text_R@5")):
         assert [line[f"train/{loss}"] for line in lines(tmp_path / "run") if "train/loss" in line]
         first, second = (line[f"val/{metric}"] for line in lines(tmp_path / "run") if f"val/{metric}" in line)
         assert 0 <= first <= 1 and 0 <= second <= 1
-    assert "yolox/AP50" in done.stdout
+    assert "yolox/AP50" in capsys.readouterr().out
 
 
-def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_find_ranks_by_the_embedding_that_was_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
+    losses = "[{criterion: custum_loss}, {criterion: alignment_kl, head: retrieval, scale: 20}]"
+    arguments = ["--data-root", scenes, "--epochs", "5", f"model.losses={losses}", *SMALL, cache]
+    call("train", *arguments, "--output-dir", tmp_path / "run", "decoding.method=greedy")
+    best = ["--checkpoint", tmp_path / "run" / "best.safetensors", "--output", tmp_path / "found.json"]
+    call("caption", scenes / "RSICD_images", *best, "--find", "planes at an airport")
+    match = {Path(row["file"]).name: row["match"] for row in json.loads((tmp_path / "found.json").read_text())}
+    assert all(-1 <= value <= 1 for value in match.values())
+    dataset = load_dataset("RSICD", scenes)
+    about = {image.filename: any("plane" in caption for caption in image.captions) for image in dataset.images}
+    right, wrong = ([match[name] for name, has in about.items() if has == kind] for kind in (True, False))
+    # the chance that an image with planes fits better than one without (the area under the ROC curve)
+    better = sum((a > b) + (a == b) / 2 for a in right for b in wrong) / len(right) / len(wrong)
+    assert right and better > 0.8
+
+
+def test_two_processes_train_as_one(
+    scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same global batches: two processes with one batch a step each, one process with two."""
     shared = ["--data-root", str(scenes), "--epochs", "2", *SMALL, cache, "train.batch_size=17", "train.log_every=1"]
     shared += ["model.decoder.dropout=0"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command, accumulation in (("two", launch, 1), ("one", [sys.executable], 2)):
-        command = [*command, str(ROOT / "train.py"), *shared, f"train.accumulation={accumulation}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "--output-dir", str(tmp_path / name)], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("run folder") == 2  # one process speaks: at the beginning and at the end
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "train.py"), *shared, "train.accumulation=1", "--output-dir", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    call("train", *shared, "train.accumulation=2", "--output-dir", tmp_path / "one")
+    for said in (done.stdout, capsys.readouterr().out):
+        assert said.count("run folder") == 2  # one process speaks: at the beginning and at the end
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one, two, strict=True):
@@ -473,22 +482,15 @@ def test_two_processes_train_as_one(scenes: Path, cache: str, tmp_path: Path) ->
             assert b[key] == pytest.approx(a[key], rel=1e-3 if "train" in key else 0.2, abs=1e-6), key
 
 
-def test_blank_images_are_seen_as_blank(program: Program, scenes: Path, cache: str, tmp_path: Path) -> None:
+def test_blank_images_are_seen_as_blank(
+    scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
-    done = program("train.py", *arguments, "data.blank_images=true", "data.limit=20")
-    assert done.returncode == 0, done.stderr
-    assert "20 train and 17 val images" in done.stdout
+    call("train", *arguments, "data.blank_images=true", "data.limit=20")
+    assert "20 train and 17 val images" in capsys.readouterr().out
     output = tmp_path / "out.json"
-    done = program(
-        "eval.py",
-        "--checkpoint",
-        tmp_path / "run" / "best.safetensors",
-        "--data-root",
-        scenes,
-        "--output",
-        output,
-    )
-    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "run" / "best.safetensors"
+    call("eval", "--checkpoint", checkpoint, "--data-root", scenes, "--output", output)
     assert len({row["caption"] for row in json.loads(output.read_text())["captions"]}) == 1
 
 

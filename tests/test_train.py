@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.pooling import Visual
-from train import learning_rate, train_step
+from train import learning_rate, open_data, parse_arguments, train_step
+from utils.config import load_config
 
 SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
 VOCABULARY = Vocabulary.build([s.split() for s in SENTENCES], 1)
@@ -80,6 +82,20 @@ def test_a_caption_with_its_count_is_the_caption_repeated(accelerator: Accelerat
     torch.testing.assert_close(terms["train/loss"], repeated_terms["train/loss"])
     for name, gradient in once.items():
         torch.testing.assert_close(repeated[name], gradient, msg=name)
+
+
+def test_heads_begin_the_same_whether_or_not_features_had_to_be_made(scenes: Path, tmp_path: Path) -> None:
+    words = ["--dataset", "RSICD", "--data-root", str(scenes), f"data.cache_dir={tmp_path}", "data.size=32"]
+    encoder = Encoder("test_efficientnet")
+
+    def head(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # as a process begins
+        config = load_config(parse_arguments([*words, "--seed", str(seed)]))
+        return open_data(config, ["retrieval"], encoder, None, "fp32").heads["retrieval"].module.state_dict()
+
+    made, found, other = head(0), head(0), head(1)
+    assert all(torch.equal(made[name], found[name]) for name in made)
+    assert not all(torch.equal(made[name], other[name]) for name in made)
 
 
 def test_learning_rate_rises_and_falls() -> None:

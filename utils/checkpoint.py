@@ -1,8 +1,8 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
-`best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made with,
-configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer,
-progress.
+`best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made or
+searched with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs:
+weights, optimizer, progress.
 """
 
 import json
@@ -25,6 +25,7 @@ from models.decoder import Decoder
 from models.encoder import Encoder
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
+from models.heads.retrieval import RetrievalHead
 from utils.config import Config, DataConfig, parse_config
 
 FORMAT = "nadir-1"
@@ -43,8 +44,17 @@ def make_parallel(config: Config, vocabulary_size: int, channels: int) -> Parall
     return ParallelHead(channels, vocabulary_size, 2 * config.data.max_words, **options.model_dump())
 
 
-# The heads that captions are made with, so that checkpoints hold them; all others only serve training.
-LASTING: dict[str, Callable[[Config, int, int], nn.Module]] = {"latent": make_latent, "parallel": make_parallel}
+def make_retrieval(config: Config, vocabulary_size: int, channels: int) -> RetrievalHead:
+    """`head: retrieval`."""
+    return RetrievalHead(channels, vocabulary_size, **config.model.heads.retrieval.model_dump())
+
+
+# The heads that captions are made or searched with, so that checkpoints hold them; all others only serve training.
+LASTING: dict[str, Callable[[Config, int, int], nn.Module]] = {
+    "latent": make_latent,
+    "parallel": make_parallel,
+    "retrieval": make_retrieval,
+}
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
         channels = tensors["decoder.region.0.weight"].shape[0]
+        parts = {".".join(key.split(".")[:2]) for key in tensors}
 
         def build() -> Captioner:
-            asked = [entry.get("head") for entry in config.model.losses]
-            heads = {name: make(config, len(vocabulary), channels) for name, make in LASTING.items() if name in asked}
+            sizes = config, len(vocabulary), channels
+            heads = {name: make(*sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
             return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
         with torch.device("meta"):  # as large as they like: no memory is taken

@@ -99,8 +99,8 @@ class ConceptsConfig(Section):
     dropout: Share = 0.2
 
 
-class RetrievalConfig(Section):
-    """The head that puts images and captions into one space; `head: retrieval`."""
+class PairConfig(Section):
+    """Heads that look at images and captions together: `head: retrieval`, `head: critic`."""
 
     width: Count = 256  # of words, states and embeddings
     dropout: Share = 0.2
@@ -126,7 +126,8 @@ class HeadsConfig(Section):
     """What else is predicted while captions are learned."""
 
     concepts: ConceptsConfig = ConceptsConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
+    retrieval: PairConfig = PairConfig()
+    critic: PairConfig = PairConfig()
     latent: LatentConfig = LatentConfig()
     parallel: ParallelConfig = ParallelConfig()
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # of the maps of heads that say something of each place
@@ -144,10 +145,12 @@ class ModelConfig(Section):
 
 
 class RewardConfig(Section):
-    """Self-critical training: in place of the annotated captions, samples that are weighted by CIDEr-D gained."""
+    """Self-critical training: in place of the annotated captions, samples that are weighted by what they gained."""
 
     samples: Annotated[int, Field(ge=2)] = 5  # captions an image
     baseline: Literal["mean", "greedy"] = "mean"  # what is gained on: the other samples' mean, or the greedy caption
+    cider: NonNegative = 1.0  # what CIDEr-D, 0 to 10, counts
+    critic: NonNegative = 0.0  # what the probability counts that `head: critic` takes a caption for a person's
 
 
 class TrainConfig(Section):

@@ -1,27 +1,31 @@
-"""A run's folder: opened at the start, and shown at the end as a table and a picture."""
+"""A run's folder: opened at the start, kept up to date, shown at the end; and what a run says meanwhile."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Column, Table
+from torch import Tensor
 
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.files import write_whole
-from data.loading import Visuals
-from utils.checkpoint import load_checkpoint
+from data.loading import CaptionBatches, Visuals
+from models.captioner import Captioner
+from utils.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint, save_state
 from utils.config import Config, dump_config, flatten, parse_config, read_yaml
 from utils.devices import best_device
 from utils.files import git_sha, versions, write_json
 from utils.inference import caption_rows
-from utils.results import split_digest
+from utils.results import result_entries, split_digest
 from utils.sources import image_files
 from utils.tracking import Tracker
 from utils.visualize import Panel, attention_figure
@@ -29,6 +33,52 @@ from utils.visualize import Panel, attention_figure
 # what changes no result
 FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "train.save_every", "tracking.")
 PICTURED = 6  # val images in attention.png
+STATE = "last/state.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    lines: int = 0
+    scaler: dict[str, float] | None = None
+
+    @classmethod
+    def resumed(
+        cls,
+        run_dir: Path,
+        captioner: Captioner,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        console: Console,
+    ) -> "Progress":
+        """A run at its start, or where it was last saved; captioner, optimizer and scaler are then put back, too."""
+        if not (run_dir / STATE).exists():
+            return cls()
+        progress = cls(**load_state(run_dir / STATE, captioner, optimizer))
+        if accelerator.scaler and progress.scaler:
+            accelerator.scaler.load_state_dict(progress.scaler)
+        console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
+        return progress
+
+    def save(
+        self,
+        run_dir: Path,
+        captioner: Captioner,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        tracker: Tracker | None,
+    ) -> str:
+        """Write what --resume needs, in the process that has the tracker; returns how to go on."""
+        if tracker:
+            self.lines = tracker.lines
+            self.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+            save_state(run_dir / STATE, captioner, optimizer, asdict(self))
+        return f"stopped after step {self.step}; the same command with --resume --output-dir {run_dir} goes on"
 
 
 def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dict[str, Any]) -> Path:
@@ -65,6 +115,42 @@ def check_same_recipe(written: Path, config: Config) -> None:
     if changed := [key for key in differing if not key.startswith(FREE_ON_RESUME)]:
         was = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
         raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
+
+
+def keep_best(
+    run_dir: Path, best: Checkpoint, images: Sequence[AnnotatedImage], captions: Sequence[str], seconds: float
+) -> None:
+    """Write best.safetensors and val.json: its captions of `images`, and how long its epoch took to train."""
+    save_checkpoint(run_dir / "best.safetensors", best)
+    entries = result_entries(images, captions)
+    write_json(run_dir / "val.json", {**best.about, "seconds": seconds, "captions": entries})
+
+
+def show_data(
+    dataset: CaptionDataset, train: CaptionBatches, val: CaptionBatches, vocabulary_size: int, console: Console
+) -> None:
+    """Say what is trained on."""
+    for note in dataset.notes:
+        console.print(note)
+    captions, distinct = train.counts
+    console.print(
+        f"{dataset.spec.name}: {len(train.images)} train and {len(val.images)} val images, {vocabulary_size} "
+        f"words; {captions} captions are {distinct} distinct pairs, each trained once with its count as weight"
+    )
+
+
+def show_epoch(
+    epoch: int,
+    terms: Mapping[str, Tensor],
+    scores: Mapping[str, float],
+    trained: float,
+    seconds: float,
+    console: Console,
+) -> None:
+    """Print one line: the last step's loss, the scores on val, the seconds of training and of the rest."""
+    shown = [f"loss {float(terms['train/loss']):.3f}"] if terms else []
+    shown += [f"{name} {value:.3f}" for name, value in scores.items()]
+    console.print(f"epoch {epoch + 1:3d}  {'  '.join(shown)}  {trained:.0f} + {seconds - trained:.0f} s")
 
 
 def show_result(

@@ -19,6 +19,7 @@ from metrics.heads import (
     parallel_captions,
     recall,
     restoration,
+    telling_apart,
 )
 from metrics.scores import score_captions
 from models.heads.boxes import Found
@@ -166,6 +167,37 @@ def test_restoration_is_scored_image_by_image() -> None:
     # float32
     assert score["PSNR"] == pytest.approx((20 + 40) / 2, abs=1e-4)
     assert score["LPIPS"] == pytest.approx((0.2**2 + 0.02**2) / 2, abs=1e-6)
+
+
+def test_telling_apart_by_its_definition() -> None:
+    """A weight of 2 is the same caption twice."""
+    kind = ["people"] * 8 + ["sampled"] * 10 + ["other"] * 6
+    pred, weight = torch.randn(24), torch.randint(1, 4, (24,)).float()
+    target = {
+        "target_is_real": torch.tensor([k == "people" for k in kind]),
+        "sampled": torch.tensor([k == "sampled" for k in kind]),
+        "weight": weight,
+    }
+    rows = [(k, float(p)) for k, p, w in zip(kind, pred, weight, strict=True) for _ in range(int(w))]
+    parts = [
+        ({"pred": pred[part]}, {key: value[part] for key, value in target.items()})
+        for part in (slice(0, 11), slice(11, 24))
+    ]
+    found = telling_apart(parts)
+    for name in ("sampled", "other"):
+        # equal scores are one threshold: the precision is that of all of them
+        among = [(k, p) for k, p in rows if k in ("people", name)]
+        precisions = []
+        for k, p in among:
+            if k == "people":
+                above = [kind for kind, score in among if score >= p]
+                precisions.append(above.count("people") / len(above))
+        assert found[f"AP_{name}"] == pytest.approx(sum(precisions) / len(precisions), abs=1e-9)
+    people, sampled = ([p > 0 for k, p in rows if k == kind] for kind in ("people", "sampled"))
+    expected = (sum(people) / len(people) + 1 - sum(sampled) / len(sampled)) / 2
+    assert found["accuracy"] == pytest.approx(expected, abs=1e-6)  # float32
+    alone = telling_apart([({"pred": pred[:18]}, {key: value[:18] for key, value in target.items()})])
+    assert np.isnan(alone["AP_other"]) and alone["AP_sampled"] == found["AP_sampled"]
 
 
 def test_latent_information_is_the_kl_of_normals_each_as_often_as_its_caption() -> None:

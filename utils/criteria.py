@@ -1,0 +1,72 @@
+"""The criteria of `model.losses` at work: what a step of training offers them, and what it makes of their terms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import UserError
+from data.loading import Batch
+from loss import LossFactory, LossResult, build_loss
+from models.captioner import Output
+from utils.config import Config
+from utils.guides import TARGET as GUIDES
+from utils.heads import OUT as HEADS_OUT
+from utils.heads import TARGET as HEADS_TARGET
+
+# What `offered` gives; loss/README.md says which of the criteria reads what.
+OUT = ("pred", "policy", "attention", "region_count", *HEADS_OUT)
+TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_count", *HEADS_TARGET)
+
+
+def build_criteria(config: Config) -> LossFactory:
+    """The criteria of `model.losses`; `UserError` where one is not known, or reads what the run does not offer."""
+    try:
+        criteria = build_loss(config.model_dump(), class_dim=-1)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UserError(f"model.losses: {error}") from None
+    guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
+    if problems := criteria.missing(OUT, (*TARGET, *guided)):
+        ways = [f"; train.{option} brings {key}" for key, option in GUIDES.items() if key in str(problems)]
+        raise UserError(f"model.losses: {'; '.join(problems)}{''.join(ways)}")
+    return criteria
+
+
+def offered(output: Output, batch: Batch, counts: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What criteria can read of a batch, `out` and `target`; `counts` [3] are the step's words, captions and images."""
+    token_count, caption_count, image_count = counts
+    out = {
+        "pred": output.logits,
+        "policy": output.logits,
+        "attention": output.attention,
+        "region_count": output.region_count,
+        **output.heads,
+    }
+    target = {
+        "target": batch.words,
+        "weight": batch.weight,
+        "mask": batch.mask,
+        "region_mask": output.region_mask,
+        "token_count": token_count,
+        "caption_count": caption_count,
+        **{name: {**wanted, "share": len(batch.rows) / image_count} for name, wanted in batch.targets.items()},
+        **batch.guides,
+    }
+    return out, target
+
+
+def log_terms(result: LossResult) -> dict[str, Tensor]:
+    """The loss and its terms under the names that they have in the log: raw, weighted, and the parts of each."""
+    return {
+        "train/loss": result.total.detach(),
+        **{f"train/{name}": value for name, value in (result.terms | result.parts).items()},
+        **{f"train/raw/{name}": value for name, value in result.raw.items()},
+        **{f"train/weighted/{name}": value for name, value in result.weighted.items()},
+    }
+
+
+def stop_unless_finite(value: Tensor, what: str, terms: dict[str, Tensor]) -> None:
+    """`FloatingPointError` with every term where `value` is infinite or no number."""
+    if not torch.isfinite(value):
+        every = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+        raise FloatingPointError(f"the {what} is not finite ({every})")
