@@ -70,8 +70,6 @@ from heapq import nlargest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from accelerate import PartialState
-
 from data.errors import UserError
 from data.files import check_writable, writing
 from data.images import IMAGE_SUFFIXES
@@ -141,6 +139,8 @@ def main(arguments: argparse.Namespace) -> None:
             elif output is None and not query and "caption" in row:
                 print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
         if world > 1:
+            from accelerate import PartialState  # here: it takes seconds, and one process does without it
+
             PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE).wait_for_everyone()
             if rank:
                 return
