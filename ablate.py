@@ -44,7 +44,7 @@ import train
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.files import write_whole
-from metrics.diversity import diversity
+from metrics.diversity import diversity, rare_recall
 from metrics.scores import FAST, score_captions
 from utils.comparison import SECONDS, TESTED, Run, compare, markdown, plot, write_csv
 from utils.config import Config, dump_config, read_overrides
@@ -195,7 +195,10 @@ def read_run(config: Config, dataset: CaptionDataset, columns: Sequence[str]) ->
     left = json.loads(results_of(config).read_text(encoding="utf-8"))
     measures = {**left["val"], **scores.metrics, SECONDS: left["seconds"]}
     if not measures.keys() >= set(columns):
-        measures |= diversity(captions.values(), [c for image in dataset.split("train") for c in image.captions])
+        train_captions = [c for image in dataset.split("train") for c in image.captions]
+        measures |= diversity(captions.values(), train_captions)
+        texts = [captions[image.imgid] for image in images]
+        measures["rare_recall"] = rare_recall(texts, [image.captions for image in images], train_captions)
     if unknown := [column for column in columns if column not in measures]:
         raise UserError(f"columns: no measure {unknown[0]!r}; there are {', '.join(measures)}")
     return Run(measures, scores.per_image[TESTED])

@@ -31,6 +31,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"
     )
     parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
+    parser.add_argument(
+        "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help="such as method=sample (default: the run's)"
+    )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")
     scenes.add_argument("--overlap", type=int, default=0, metavar="PIXELS", help="that neighbouring tiles share")
@@ -60,6 +63,8 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from glob import glob, has_magic
 from heapq import nlargest
 from pathlib import Path
@@ -74,6 +79,7 @@ from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
 from models.pooling import together
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from utils.config import with_decoding
 from utils.devices import best_device, choose_precision
 from utils.files import one_line
 from utils.inference import caption_batch
@@ -87,6 +93,7 @@ from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
 BATCH = 64  # images at a time
+PATIENCE = timedelta(days=30)  # of a process whose share is done; where one of them dies, the launcher ends all
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -102,6 +109,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(path)
     source = Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(source)
+    checkpoint = replace(checkpoint, config=with_decoding(checkpoint.config, arguments.decoding))
     checkpoint.captioner.to(best_device())
     about = {"checkpoint_sha256": file_digest(source), **checkpoint.config.decoding.model_dump()}
 
@@ -133,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
             elif output is None and not query and "caption" in row:
                 print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
         if world > 1:
-            PartialState(cpu=best_device().type == "cpu").wait_for_everyone()
+            PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE).wait_for_everyone()
             if rank:
                 return
             journal.look_around(errors=True)

@@ -1,6 +1,7 @@
 """Score captions: of a checkpoint, or of anyone's results file.
 
 python eval.py --checkpoint runs/RSICD-.../best.safetensors --dataset RSICD --data-root DIR --split val
+python eval.py --checkpoint runs/RSICD-.../best.safetensors --decoding method=sample samples=5 temperature=0.5
 python eval.py --results captions.json --dataset RSICD --data-root DIR
 python eval.py --results captions.json --baseline others.json --dataset RSICD --data-root DIR --report report.html
 
@@ -22,7 +23,14 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
-    parser.add_argument("--beam-size", type=int, help="default: the checkpoint's")
+    parser.add_argument("--beam-size", type=int, help="default: the run's")
+    parser.add_argument(
+        "--decoding",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as method=sample samples=5 (default: the run's)",
+    )
     parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
     parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")
     return parser.parse_args(words)
@@ -43,11 +51,11 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Visuals
-from metrics.diversity import diversity, self_cider
+from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, load_checkpoint
-from utils.config import Config, parse_config
+from utils.config import Config, parse_config, with_decoding
 from utils.devices import best_device, choose_precision
 from utils.grounding import SCORES as GROUNDING
 from utils.grounding import ground, known_truth
@@ -145,17 +153,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def with_data(config: Config, arguments: argparse.Namespace) -> Config:
-    """The configuration with the data set, its folder and the beam that the command line names."""
+    """The configuration with the data set, its folder and the decoding that the command line names."""
     tree = config.model_dump()
     if arguments.dataset is not None and arguments.dataset != config.dataset:
         tree |= {"dataset": arguments.dataset, "data_root": None}
     if arguments.data_root is not None:
         tree["data_root"] = arguments.data_root
-    if arguments.beam_size is not None:
-        tree["decoding"]["beam_size"] = arguments.beam_size
     tree["data"]["more_captions"] = None  # those are for training
     tree["data"]["limit"] = 0 if config.dataset != tree["dataset"] else tree["data"]["limit"]
-    return parse_config(tree, "command line")
+    beam = [] if arguments.beam_size is None else [f"beam_size={arguments.beam_size}"]
+    return with_decoding(parse_config(tree, "command line"), [*beam, *arguments.decoding])
 
 
 def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
@@ -171,13 +178,15 @@ def variety(
     references: dict[int, tuple[str, ...]],
 ) -> dict[str, float]:
     """How varied the captions are; what needs train captions or several an image, where there are any."""
-    train = {caption for image in dataset.images if image.split == "train" for caption in image.captions}
+    train = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     found = diversity(captions.values(), train)
+    found["rare_recall"] = rare_recall([captions[key] for key in references], references.values(), train)
     if not train:
         del found["seen_in_train"], found["vocabulary_of_train"]
     if beams and min(map(len, beams)) > 1:
         texts = [[caption.text for caption in beam] for beam in beams]
         found["self_cider_of_beam"] = float(self_cider(texts, references.values()).mean())
+        found |= best_of(texts, list(references.values()))
     return {name: value for name, value in found.items() if value == value}  # a share of nothing is NaN
 
 

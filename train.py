@@ -140,7 +140,7 @@ def main(config: Config, resume: bool) -> None:
                     saved = time.monotonic()
             trained = time.monotonic() - began
 
-            said, scores = validate(config, captioner, data, precision, accelerator, safe)
+            said, scores = validate(config, captioner, data, guides, precision, accelerator, safe)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best:
                 progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
@@ -178,7 +178,7 @@ def open_data(
         vocabulary = Vocabulary.build(words, config.data.min_count)
     cells, channels = encoder.output_shape(config.data.size)
     set_seed(config.seed)  # here: whether features had to be made changes nothing after
-    built = build_heads(heads, Setting(config, dataset, len(vocabulary), cells, channels))
+    built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in built.items()}
     batches = {
         split: CaptionBatches(images[split], visuals[split], vocabulary, config.data.max_words, targets)
@@ -279,7 +279,7 @@ def train_step(
     for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
             with accelerator.autocast():
-                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of)
+                output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of, batch.shown)
             result = criteria(*offered(output, batch, counts))
             stop_unless_finite(result.total, "loss", log_terms(result))
             accelerator.backward(result.total)
@@ -296,7 +296,13 @@ def train_step(
 
 
 def validate(
-    config: Config, captioner: Captioner, data: Data, precision: str, accelerator: Accelerator, safe: SafePoints
+    config: Config,
+    captioner: Captioner,
+    data: Data,
+    guides: Guides,
+    precision: str,
+    accelerator: Accelerator,
+    safe: SafePoints,
 ) -> tuple[list[str], dict[str, float]]:
     """The captions of val by free decoding, shared out among processes; scores of captions, heads and attention."""
     images, visuals = data.images["val"], data.visuals["val"]
@@ -305,7 +311,7 @@ def validate(
     texts = (beams[0].text for beams in safe.between(captions))
     said = dict(gather_object(list(zip(mine, texts, strict=True))))
     scores = score_captions(said, {i: image.captions for i, image in enumerate(images)}, FAST).metrics
-    scores |= score_heads(captioner, data.heads, data.batches["val"], precision)
+    scores |= score_heads(captioner, data.heads, data.batches["val"], precision, guides.show)
     scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision)
     return [said[row] for row in range(len(said))], scores
 

@@ -185,7 +185,7 @@ def main() -> None:
     fetch(arguments.name, root)
     dataset = load_dataset(arguments.name, root)
     print("\n".join([f"{arguments.name}: {len(dataset.images)} images in {root}", *dataset.notes]))
-    print(f"python -m data.check {root} --dataset {arguments.name}   looks at every file")
+    print(f"python -m data.check {root}   looks at every file")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from data.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # What is read, whatever the suffix says: nothing that starts a program (EPS) or takes any bytes for a picture (TGA)
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
+DEPTHS = (8, 11, 12, 16)  # bits that sensors give; what has more than 8 comes in words of 16
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs, here an error and not a warning
 
 Image.init()  # else of these only the commonest are known
@@ -24,8 +25,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of is read, 
 def read_image(path: Path) -> np.ndarray:
     """The first frame of an image file as RGB, uint8 [H, W, 3], upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits by dropping the lower eight); transparency is laid on
-    black. Raises `UserError` naming the file where it cannot be read or is too large.
+    Grey, palette, CMYK and 16-bit images are converted; white is the largest number of the first of `DEPTHS` that holds
+    all of an image's values. Transparency is laid on black. Raises `UserError` naming the file where it cannot be read
+    or is too large.
     """
     if not path.is_file():  # a pipe or a device would be waited for
         raise UserError(f"{path}: no such image; check the path")
@@ -41,7 +43,10 @@ def read_image(path: Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels; tile or shrink it") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable image; known are {', '.join(FORMATS)}; replace or remove it") from None
+        scene = " (a scene of many bands is for caption.py --tile)" if path.suffix.lower() in (".tif", ".tiff") else ""
+        raise UserError(
+            f"{path}: not a readable image; known are {', '.join(FORMATS)}; replace or remove it{scene}"
+        ) from None
     except MemoryError:
         raise UserError(f"{path}: too large for this machine's memory; tile or shrink it") from None
     except Exception as error:  # every kind of damage has an exception of its own
@@ -87,6 +92,8 @@ def _wide_grey(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
         values = values * np.float32(255 / values.max(initial=1))
-    elif values.max(initial=0) > 255:
-        values = values / np.float32(257)
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    else:
+        most = values.max(initial=0)
+        depth = next((bits for bits in DEPTHS if most < 2**bits), DEPTHS[-1])
+        values = values * np.float32(255 / (2**depth - 1))
+    return np.repeat(np.clip(np.round(values), 0, 255).astype(np.uint8)[..., None], 3, axis=2)

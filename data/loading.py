@@ -90,7 +90,8 @@ class Batch:
 
     `tokens` [P, T + 1] int64 run from `<start>` to `<end>` and are padded with `<pad>`; `image_of` [P] says which of
     the B images a caption is of; `weight` [P] float32 how often it stands in the annotations; `targets` what each
-    head should give; `guides` what criteria read beside it, over anything of the same name (utils/guides.py).
+    head should give; `shown` other captions that a head looks at; `guides` what criteria read beside it, over anything
+    of the same name (utils/guides.py).
     """
 
     visuals: Visual
@@ -99,6 +100,7 @@ class Batch:
     image_of: Tensor
     weight: Tensor
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shown: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     guides: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":

@@ -1,8 +1,10 @@
 """Scenes: georeferenced rasters of any size, band count and data type, read one tile at a time."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from data.transforms import Preprocessing, to_channels_first
 
 CACHE_MB = 64  # of GDAL's block cache, which would otherwise grow to a twentieth of the memory
 SAMPLE = 1024  # pixels along the longer side of the decimated read that the stretch is taken from
+PIECE = 1024  # pixels of a scene's side that are reduced at once
 EMPTY = 0.1  # a tile with less than this share of pixels with data is empty
 
 
@@ -128,9 +131,9 @@ class Scene:
 
         value -> 255 (value - low_band) / (high_band - low_band), clipped
 
-    `low` and `high` are percentiles of each band over the pixels with data, from a decimated read; without percentiles
-    8-bit data stay as they are and everything else takes the 2nd and 98th. Pixels without data (the nodata value, a
-    mask, alpha, NaN or infinity) become black.
+    `limits`, low and high, are percentiles of each band over the pixels with data of the reduced scene, found when the
+    first pixels are asked for; without percentiles 8-bit data stay as they are and everything else takes the 2nd and
+    98th. Pixels without data (the nodata value, a mask, alpha, NaN or infinity) become black.
 
     Args:
         path: the file. bands: numbers of the bands, from 1, for red, green and blue, or one for grey; by default those
@@ -170,11 +173,7 @@ class Scene:
         kind = np.dtype(self._file.dtypes[bands[0] - 1])
         if kind.kind == "c":
             raise UserError(f"{path}: complex values; take their magnitude first")
-        plain = kind == np.uint8 and percentiles is None
-        self.low: np.ndarray = np.zeros(1)
-        self.high: np.ndarray = np.full(1, 255.0)
-        if not plain and self._palette is None:
-            self.low, self.high = self._limits(percentiles or (2, 98))
+        self._percentiles = percentiles or (None if kind == np.uint8 else (2, 98))
 
     def read(self, tile: Tile) -> np.ndarray | None:
         """The tile as RGB uint8 [height, width, 3]; None where it is empty.
@@ -190,7 +189,7 @@ class Scene:
 
     def overview(self, side: int) -> np.ndarray:
         """The whole scene as RGB uint8 with at most `side` pixels along its longer side."""
-        return self._to_rgb(*self._values(out_shape=self._decimated(side)))
+        return self._to_rgb(*self._reduced(side))
 
     def outline(self, tile: Tile) -> list[tuple[float, float]]:
         """The tile's corners in the scene's coordinates, counterclockwise from the lower left, closed."""
@@ -205,9 +204,24 @@ class Scene:
         """Give the file back."""
         self._file.close()
 
-    def _decimated(self, side: int) -> tuple[int, int]:
+    def _reduced(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """The whole scene as `_values` gives it, with at most `side` pixels along its longer side.
+
+        Piece by piece: GDAL reads line by line, and of a wide scene's blocks one line's do not fit into its cache, so
+        that it would unpack all of them for each line. A file in strips is as well read across.
+        """
         scale = min(1.0, side / max(self.width, self.height))
-        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+        height, width = (max(1, round(length * scale)) for length in (self.height, self.width))
+        across = self.width if self._file.block_shapes[0][1] == self.width else PIECE
+        bands = []
+        for top, bottom, high in _pieces(self.height, height, PIECE):
+            row = [
+                self._values(window=((top, bottom), (left, right)), out_shape=(high, wide))
+                for left, right, wide in _pieces(self.width, width, across)
+            ]
+            bands.append([np.concatenate(part, axis=-1) for part in zip(*row, strict=True)])
+        values, there = (np.concatenate(part, axis=-2) for part in zip(*bands, strict=True))
+        return values, there
 
     def _values(self, **how: Any) -> tuple[np.ndarray, np.ndarray]:
         """Values [bands, h, w] and where all of them are there [h, w]."""
@@ -223,11 +237,15 @@ class Scene:
             there &= np.isfinite(read.data).all(0)
         return read.data, there
 
-    def _limits(self, percentiles: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        values, there = self._values(out_shape=self._decimated(SAMPLE))
+    @cached_property
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values of each band that become black and white, [bands, 1, 1] or [1]."""
+        if self._percentiles is None:
+            return np.zeros(1), np.full(1, 255.0)
+        values, there = self._reduced(SAMPLE)
         if not there.any():
             return np.zeros((len(values), 1, 1)), np.ones((len(values), 1, 1))
-        low, high = np.percentile(values[:, there].astype(np.float64), percentiles, axis=1)[..., None, None]
+        low, high = np.percentile(values[:, there].astype(np.float64), self._percentiles, axis=1)[..., None, None]
         return low, np.where(high > low, high, low + 1)
 
     def _colours(self) -> np.ndarray:
@@ -238,7 +256,14 @@ class Scene:
         if self._palette is not None:
             rgb = self._palette[values[0]]
         else:
-            scaled = (np.where(there, values, 0).astype(np.float64) - self.low) * (255 / (self.high - self.low))
+            low, high = self.limits
+            scaled = (np.where(there, values, 0).astype(np.float64) - low) * (255 / (high - low))
             rgb = np.clip(np.round(scaled), 0, 255).astype(np.uint8).transpose(1, 2, 0)
             rgb = np.repeat(rgb, 3, axis=2) if len(values) == 1 else rgb
         return np.where(there[..., None], rgb, np.uint8(0))
+
+
+def _pieces(length: int, count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Where pieces of about `size` of `length` pixels begin and end, and how many of `count` pixels each becomes."""
+    for start, stop in pairwise([*range(0, count, max(1, round(size * count / length))), count]):
+        yield round(start * length / count), round(stop * length / count), stop - start

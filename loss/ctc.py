@@ -45,7 +45,7 @@ class CTCLoss(nn.Module):
 
         loss = mean_n [-log sum_{path in A(y_n)} prod_t p_t(path_t)] / max(len(y_n), 1)
 
-    "sum" and "none" do not divide by the length.
+    "sum" and "none" do not divide by the length. With weights, the loss is what repeating a sequence would give.
 
     Args:
         blank: the class of the blank.
@@ -60,6 +60,7 @@ class CTCLoss(nn.Module):
         - logits: [T, N, C], or [N, T, C] with ``batch_first``.
         - targets: int64 [N, S] padded, or [sum of target_lengths] concatenated.
         - input_lengths, target_lengths: int64 [N], at most T and S.
+        - weight: [N], how often each sequence counts; None: once.
         - output: scalar, or [N] with reduction "none".
 
     Raises:
@@ -80,6 +81,7 @@ class CTCLoss(nn.Module):
         "targets": "target.target",
         "input_lengths": "target.input_lengths",
         "target_lengths": "target.target_lengths",
+        "weight": "target.weight?",
     }
 
     def __init__(
@@ -98,7 +100,14 @@ class CTCLoss(nn.Module):
         self.from_logits = from_logits
         self.batch_first = batch_first
 
-    def forward(self, logits: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss; see the class."""
         if logits.ndim != 3:
             raise ValueError(f"the input must have three axes, not the shape {tuple(logits.shape)}")
@@ -128,4 +137,4 @@ class CTCLoss(nn.Module):
             log_probs.register_hook(lambda gradient: mended(gradient, feasible))
         if self.reduction == "mean":
             values = divide(values, target_lengths.to(values))
-        return reduce(values, self.reduction)
+        return reduce(values, self.reduction, weight)

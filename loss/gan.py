@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import check_choice, check_same_shape, reduce, upcast, zero_with_graph
+from loss.common import along_first, check_choice, check_same_shape, reduce, upcast, zero_with_graph
 
 GAN_MODES = ("vanilla", "lsgan", "wgangp", "hinge")
 
@@ -65,7 +65,9 @@ class GANLoss(nn.Module):
         wgangp:  loss = -mean x for real, mean x for fake      (add :meth:`gradient_penalty` for D)
         hinge:   loss = mean max(0, 1 - x) for real, mean max(0, 1 + x) for fake; -mean x for the generator
 
-    The generator asks for its fakes to be called real, in "vanilla" the non-saturating form.
+    The generator asks for its fakes to be called real, in "vanilla" the non-saturating form. Where each score has a
+    label of its own, the loss is the discriminator's, (loss of the real ones + loss of the fakes) / 2: however many
+    there are of each, both count the same.
 
     Args:
         gan_mode: "vanilla", "lsgan", "wgangp" or "hinge".
@@ -74,10 +76,13 @@ class GANLoss(nn.Module):
 
     Shape:
         - prediction: scores of any shape, or a list of such (scales of a discriminator), which are averaged.
+        - target_is_real: a bool for all scores, or a bool tensor [N], one for each entry of the first axis.
+        - weight: [N], how often each entry counts; None: once.
         - output: scalar.
 
     Raises:
-        ValueError: unknown mode; hinge for a generator that wants to be called fake.
+        ValueError: unknown mode; hinge for a generator that wants to be called fake; labels that are not one an entry,
+            or that a generator is given.
 
     Reference:
         Goodfellow et al., NeurIPS 2014; Mao et al., "Least Squares GANs", ICCV 2017; Gulrajani et al.,
@@ -89,9 +94,15 @@ class GANLoss(nn.Module):
         tensor(0.6250)
         >>> loss.generator_loss(fake=torch.tensor([1.0]))
         tensor(0.)
+        >>> loss(torch.tensor([0.5, 1.0, 1.0]), torch.tensor([True, False, False]))
+        tensor(0.6250)
     """
 
-    reads: ClassVar[dict[str, str]] = {"prediction": "out.pred", "target_is_real": "target.target_is_real"}
+    reads: ClassVar[dict[str, str]] = {
+        "prediction": "out.pred",
+        "target_is_real": "target.target_is_real",
+        "weight": "target.weight?",
+    }
     gradient_penalty = staticmethod(gradient_penalty)
 
     def __init__(self, gan_mode: str = "vanilla", real_label: float = 1.0, fake_label: float = 0.0) -> None:
@@ -102,26 +113,42 @@ class GANLoss(nn.Module):
         self.fake_label = fake_label
 
     def forward(
-        self, prediction: Tensor | Sequence[Tensor], target_is_real: bool, for_discriminator: bool = True
+        self,
+        prediction: Tensor | Sequence[Tensor],
+        target_is_real: bool | Tensor,
+        for_discriminator: bool = True,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Return how far ``prediction`` is from what it should be for real (or fake) images."""
         if not isinstance(prediction, Tensor):
             if not prediction:
                 raise ValueError("prediction is an empty list")
-            return torch.stack([self(scale, target_is_real, for_discriminator) for scale in prediction]).mean()
+            scales = [self(scale, target_is_real, for_discriminator, weight) for scale in prediction]
+            return torch.stack(scales).mean()
         scores = upcast(prediction)
-        label = self.real_label if target_is_real else self.fake_label
+        if not isinstance(target_is_real, Tensor):
+            counts = None if weight is None else along_first(weight, scores)
+            return self._mean(scores, target_is_real, for_discriminator, counts)
+        if not for_discriminator:
+            raise ValueError("a generator wants all its fakes to be called real; target_is_real must be True")
+        counts = along_first(torch.ones_like(target_is_real, dtype=scores.dtype) if weight is None else weight, scores)
+        real = counts * along_first(target_is_real, scores)
+        return 0.5 * (self._mean(scores, True, True, real) + self._mean(scores, False, True, counts - real))
+
+    def _mean(self, scores: Tensor, real: bool, for_discriminator: bool, weight: Tensor | None) -> Tensor:
+        """The mean loss of scores that should all be real, or all fake."""
+        label = self.real_label if real else self.fake_label
         if self.gan_mode == "vanilla":
             # without the term that a label of 0 or 1 has not: 0 * inf would be NaN
             shares = ((label, scores), (1.0 - label, -scores))
-            return torch.stack([share * reduce(-F.logsigmoid(x)) for share, x in shares if share]).sum()
+            return torch.stack([share * reduce(-F.logsigmoid(x), weight=weight) for share, x in shares if share]).sum()
         if self.gan_mode == "lsgan":
-            return reduce((scores - label).square())
+            return reduce((scores - label).square(), weight=weight)
         if self.gan_mode == "hinge" and for_discriminator:
-            return reduce(F.relu(1.0 - scores if target_is_real else 1.0 + scores))
-        if self.gan_mode == "hinge" and not target_is_real:
+            return reduce(F.relu(1.0 - scores if real else 1.0 + scores), weight=weight)
+        if self.gan_mode == "hinge" and not real:
             raise ValueError("the hinge loss of a generator needs target_is_real=True")
-        return reduce(-scores if target_is_real else scores)
+        return reduce(-scores if real else scores, weight=weight)
 
     def discriminator_loss(self, real: Tensor | Sequence[Tensor], fake: Tensor | Sequence[Tensor]) -> Tensor:
         """Return half the sum of the discriminator's losses on the scores of real and of fake images."""

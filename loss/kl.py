@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import check_choice, check_reduction, check_same_shape, either, full_precision, reduce, upcast
+from loss.common import (
+    along_first,
+    check_choice,
+    check_reduction,
+    check_same_shape,
+    either,
+    full_precision,
+    reduce,
+    upcast,
+)
 from loss.divergence import Gaussian, categorical_kl, gaussian_kl
 
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
@@ -103,6 +112,7 @@ class VAEKLLoss(nn.Module):
     Shape:
         - mu, logvar: [B, D] or [B, ...], the same shape.
         - prior_mu, prior_logvar: broadcastable to it; None is 0.
+        - weight: [B], how often each entry counts; B is then the sum of weights. None: once.
         - output: scalar, or the shape of mu with reduction "none".
 
     Raises:
@@ -121,6 +131,7 @@ class VAEKLLoss(nn.Module):
         "logvar": "out.logvar",
         "prior_mu": "out.prior_mu?",
         "prior_logvar": "out.prior_logvar?",
+        "weight": "target.weight?",
     }
 
     def __init__(self, reduction: str = "batchmean") -> None:
@@ -134,6 +145,8 @@ class VAEKLLoss(nn.Module):
         logvar: Tensor,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Return the loss; see the class."""
         check_same_shape(mu, logvar)
@@ -145,9 +158,10 @@ class VAEKLLoss(nn.Module):
             logvar = logvar - upcast(prior_logvar)
             distance = distance * torch.exp(-upcast(prior_logvar))
         twice = torch.expm1(logvar) - logvar + distance
+        each = None if weight is None else along_first(weight, twice)
         if self.reduction == "batchmean":
-            return 0.5 * reduce(twice, "mean", divisor=len(twice))
-        return 0.5 * reduce(twice, self.reduction)
+            return 0.5 * reduce(twice, "mean", each, len(twice) if weight is None else weight.sum())
+        return 0.5 * reduce(twice, self.reduction, each)
 
 
 class PolicyKLLoss(nn.Module):

@@ -1,5 +1,6 @@
 """How varied a system's captions are: what accuracy does not show, and self-critical training destroys."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -47,6 +48,27 @@ def diversity(captions: Iterable[str], train: Iterable[str]) -> dict[str, float]
     }
 
 
+def rare_recall(captions: Sequence[str], references: Iterable[Sequence[str]], train: Iterable[str]) -> float:
+    """The share of the rare words of images' references that the images' captions say, each word once an image.
+
+    A word is rare that stands in fewer than one in a hundred of the captions `train`, and in one at least: a word that
+    nobody could learn counts for no one. NaN where the references have no rare word.
+
+    Example:
+        >>> rare_recall(["two red planes"], [["two planes", "blue planes"]], ["planes"] * 300 + ["two", "blue", "red"])
+        0.5
+    """
+    seen = [set(tokenize(caption)) for caption in train]
+    counts = Counter(word for words in seen for word in words)
+    rare = {word for word, count in counts.items() if 100 * count < len(seen)}
+    said = wanted = 0
+    for caption, group in zip(captions, references, strict=True):
+        due = {word for reference in group for word in tokenize(reference)} & rare
+        wanted += len(due)
+        said += len(due & set(tokenize(caption)))
+    return _share(said, wanted)
+
+
 def self_cider(captions: Sequence[Sequence[str]], references: Iterable[Sequence[str]]) -> np.ndarray:
     """Self-CIDEr: how far an image's own m captions (samples, or beams) differ.
 
@@ -77,6 +99,30 @@ def self_cider(captions: Sequence[Sequence[str]], references: Iterable[Sequence[
     corpus = {image: [_words(caption) for caption in group] for image, group in enumerate(references)}
     cider = CiderReward(corpus)
     return np.array([_spread(_kernel(cider, [_words(caption) for caption in group])) for group in captions])
+
+
+def best_of(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """CIDEr of several captions an image: what one of them is worth, and what the set is to who may choose from it.
+
+    Args:
+        captions: for each of B images its captions, one or more. references: for each its reference captions.
+
+    Returns:
+        `mean_cider`: mean over images of the mean over their captions; `best_cider`: of the best, known by the
+        references (the oracle of Vijayakumar et al., Diverse Beam Search, AAAI 2018).
+
+    Example:
+        >>> best_of([["a road", "a river"], ["two planes", "two planes"]], [["a road"], ["two planes"]])
+        {'mean_cider': 3.75, 'best_cider': 5.0}
+    """
+    cider = CiderReward({image: [_words(caption) for caption in group] for image, group in enumerate(references)})
+    owner = [image for image, group in enumerate(captions) for _ in group]
+    scores = iter(cider([_words(caption) for group in captions for caption in group], owner).tolist())
+    groups = [[next(scores) for _ in group] for group in captions]
+    return {
+        "mean_cider": float(np.mean([np.mean(group) for group in groups])),
+        "best_cider": float(np.mean([max(group) for group in groups])),
+    }
 
 
 def _kernel(cider: CiderReward, sentences: Sequence[Sequence[str]]) -> np.ndarray:

@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from data.vocabulary import Vocabulary
 from loss.boxes import elementwise_iou
+from loss.kl import VAEKLLoss
 from loss.perceptual import PerceptualLoss
+from metrics.scores import score_captions
 from models.heads.boxes import Found
+from models.heads.parallel import words_said
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -82,6 +86,30 @@ def mean_iou_and_boundaries(pairs: Sequence[Pair]) -> dict[str, float]:
     return {**mean_iou(pairs), "boundary_F1": float(f1_score(truth.numpy(), found.numpy(), zero_division=0.0))}
 
 
+def telling_apart(pairs: Sequence[Pair]) -> dict[str, float]:
+    """How well a critic tells captions of people from others, each as often as it stands there (`weight` [P]).
+
+    `AP_sampled`, `AP_other`: the average precision of people's captions of the image among the captioner's, and among
+    people's captions of other images; chance is their share, 0.5 where there are as many of both. `accuracy`: the mean
+    of the share of people's captions that score above 0 and that of the captioner's that do not.
+
+    `pred` are scores [P]; `target_is_real` bool [P], whether a person wrote it for this image; `sampled` bool [P],
+    whether the captioner did. What there is none of is NaN.
+    """
+    from sklearn.metrics import average_precision_score
+
+    pred, real = gather(pairs, "pred", "target_is_real")
+    sampled, weight = (torch.cat([target[key] for _, target in pairs]) for key in ("sampled", "weight"))
+    scores = {}
+    for name, false in (("AP_sampled", sampled), ("AP_other", ~real & ~sampled)):
+        among = (real | false).numpy()
+        given = (real[among].numpy(), pred[among].numpy())
+        precise = average_precision_score(*given, sample_weight=weight[among].numpy()) if false.any() else float("nan")
+        scores[name] = float(precise)
+    right = [(weight * kind * (pred > 0).eq(kind is real)).sum() / (weight * kind).sum() for kind in (real, sampled)]
+    return {**scores, "accuracy": float(torch.stack(right).mean())}
+
+
 def mean_box_iou(pairs: Sequence[Pair]) -> dict[str, float]:
     """`IoU`: of predicted and true `boxes` [B, 4] xyxy, averaged over images."""
     return {"IoU": float(elementwise_iou(*gather(pairs, "boxes", "boxes")).mean())}
@@ -134,6 +162,29 @@ def restoration(lpips: PerceptualLoss, pairs: Sequence[Pair]) -> dict[str, float
     squares = (images - wanted).square().flatten(1).mean(1)
     distances = [lpips(*pair) for pair in zip(images.split(1), wanted.split(1), strict=True)]
     return {"PSNR": float((-10 * squares.log10()).mean()), "LPIPS": float(torch.stack(distances).mean())}
+
+
+def latent_information(pairs: Sequence[Pair]) -> dict[str, float]:
+    """`KL`, the nats that a code carries of a caption: KL of its posterior from the image's prior, mean over captions.
+
+    0 where the code has collapsed: posterior and prior are alike and the decoder is told nothing. `mu`, `logvar`,
+    `prior_mu`, `prior_logvar` [P, Z], and `weight` [P], how often a caption stands there.
+    """
+    weight = torch.cat([target["weight"] for _, target in pairs])
+    loss = VAEKLLoss()
+    parts = [torch.cat([out[key] for out, _ in pairs]) for key in ("mu", "logvar", "prior_mu", "prior_logvar")]
+    return {"KL": float(loss(*parts, weight=weight))}
+
+
+def parallel_captions(vocabulary: Vocabulary, pairs: Sequence[Pair]) -> dict[str, float]:
+    """`CIDEr` and `ROUGE_L` of the captions that the best paths of `pred` [L, B, V] collapse to.
+
+    `captions` are what each of the B images was captioned with.
+    """
+    said = [words for out, _ in pairs for words in words_said(out["pred"].transpose(0, 1))]
+    references = [captions for _, target in pairs for captions in target["captions"]]
+    texts = (" ".join(vocabulary.decode(words)) for words in said)
+    return score_captions(dict(enumerate(texts)), dict(enumerate(references)), ("CIDEr", "ROUGE_L")).metrics
 
 
 def gather(pairs: Sequence[Pair], given: str, wanted: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
-from models.heads import Seen
+from models.heads import Seen, Shown
+from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
 from models.views import mean_over_views
 
@@ -39,7 +41,8 @@ class Captioner(nn.Module):
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes what is `Seen` and gives a dict; they only serve training.
+        heads: name -> module that takes what is `Seen` and gives a dict. Most only serve training; one may tell the
+            decoder what kind of caption to say (`told`, see models/heads/latent.py), one may say captions itself.
         pooling: what a region's features are divided by, see `pool_regions`.
     """
 
@@ -74,29 +77,56 @@ class Captioner(nn.Module):
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
             return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
 
-    def regions(self, visual: Visual, views: int = 1) -> Regions:
-        """What decoding needs of each image."""
-        return self._prepare(self.features(visual.content, views), visual.shares)
+    @property
+    def teller(self) -> LatentHead | None:
+        """The head that tells the decoder what kind of caption to say, if there is one."""
+        return next((head for head in self.heads.values() if isinstance(head, LatentHead)), None)
 
-    def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> Output:
-        """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`."""
+    @property
+    def speaker(self) -> ParallelHead | None:
+        """The head that says all words at once, if there is one."""
+        return next((head for head in self.heads.values() if isinstance(head, ParallelHead)), None)
+
+    def regions(
+        self,
+        visual: Visual,
+        views: int = 1,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Regions:
+        """What decoding needs of each image; what a head tells is drawn at `temperature` (0: its mean)."""
+        features = self.features(visual.content, views)
+        regions = self._prepare(features, visual.shares)
+        if self.teller is None:
+            return regions
+        return regions._replace(told=self.teller.draw(features, temperature, generator))
+
+    def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
+        """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`.
+
+        `shown` are by the name of a head captions that it looks at in their place.
+        """
         features = self.features(visual.content)
         regions = self._prepare(features, visual.shares)
-        logits, attention = self.decoder(regions, tokens, image_of)
+        heads = self._heads(Seen(features, tokens, image_of), shown)
+        told = next((given["told"] for given in heads.values() if "told" in given), None)
+        logits, attention = self.decoder(regions, tokens, image_of, told)
         mask = None if regions.mask is None else regions.mask[image_of]
-        return Output(logits, attention, mask, self._heads(Seen(features, tokens, image_of)))
+        return Output(logits, attention, mask, heads)
 
-    def look(self, visual: Visual, tokens: Tensor, image_of: Tensor) -> dict[str, dict[str, Any]]:
+    def look(
+        self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None
+    ) -> dict[str, dict[str, Any]]:
         """What each head gives for these images and captions."""
-        return self._heads(Seen(self.features(visual.content), tokens, image_of))
+        return self._heads(Seen(self.features(visual.content), tokens, image_of), shown)
 
     def _prepare(self, features: Tensor, shares: Tensor | None) -> Regions:
         if shares is None:
             return self.decoder.prepare(features, None)
         return self.decoder.prepare(*pool_regions(features, shares, self.pooling))
 
-    def _heads(self, seen: Seen) -> dict[str, dict[str, Any]]:
-        return {name: head(seen) for name, head in self.heads.items()}
+    def _heads(self, seen: Seen, shown: Shown | None) -> dict[str, dict[str, Any]]:
+        return {name: head(seen._replace(**(shown or {}).get(name, {}))) for name, head in self.heads.items()}
 
     def parameter_groups(self, lr: float, encoder_lr: float, weight_decay: float) -> Iterator[dict[str, object]]:
         """AdamW's groups: encoder, and decoder and heads, with learning rates of their own, no decay on vectors."""

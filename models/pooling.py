@@ -25,6 +25,11 @@ class Visual(NamedTuple):
         shares = None if self.shares is None else self.shares.to(device, non_blocking=non_blocking)
         return Visual(self.content.to(device, non_blocking=non_blocking), shares)
 
+    def repeated(self, times: int) -> "Visual":
+        """Each image so many times, the copies side by side."""
+        shares = None if self.shares is None else self.shares.repeat_interleave(times, 0)
+        return Visual(self.content.repeat_interleave(times, 0), shares)
+
 
 def together(visuals: Sequence[Visual]) -> Visual:
     """These visuals as one batch; all have regions, or none has."""

@@ -205,6 +205,32 @@ def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: P
     assert protocol["beam_size"] == 2 and protocol["preprocessing"]["size"] == 96
 
 
+def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
+    scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes]
+    losses = [{"criterion": "cross_entropy"}, {"criterion": "vae_kl", "head": "latent", "weight": 0.01}]
+    losses.append({"criterion": "ctc_loss", "head": "parallel"})
+    small = ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache, f"model.losses={json.dumps(losses)}"]
+    call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small)
+    assert {"val/latent/KL", "val/parallel/CIDEr", "val/CIDEr"} <= lines(tmp_path / "run")[-1].keys()
+    checkpoint: list[str | Path] = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
+    said = {}
+    for way in ("method=greedy", "method=parallel", "method=sample samples=3 temperature=2"):
+        call("eval", *checkpoint, *data, "--split", "val", "--output", tmp_path / "r.json", "--decoding", *way.split())
+        said[way] = json.loads((tmp_path / "r.json").read_text())
+        assert said[way]["protocol"]["method"] == way.split()[0].removeprefix("method=")
+    greedy, _, drawn = (found["diversity"] for found in said.values())
+    assert drawn["best_cider"] >= drawn["mean_cider"] and "best_cider" not in greedy
+    assert len({json.dumps(found["captions"]) for found in said.values()}) > 1
+    photo = next((scenes / "RSICD_images").iterdir())
+    capsys.readouterr()
+    call("caption", *checkpoint, photo, "--decoding", "method=parallel")
+    assert photo.name in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"unknown key decoding\.methods"):
+        call("caption", *checkpoint, photo, "--decoding", "methods=beam")
+
+
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
     checkpoint: list[str | Path] = ["--checkpoint", run_dir / "best.safetensors"]
     names = sorted(p.name for p in (scenes / "RSICD_images").iterdir())[:3]
@@ -292,6 +318,7 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["eval", *checkpoint, "--data-root", "."], "dataset_rsicd.json"),
         (["eval", *checkpoint, "--dataset", "COCO"], "dataset"),
         (["eval", *checkpoint, "--beam-size", "0"], "beam_size"),
+        (["eval", *checkpoint, "--decoding", "length_penalty=-1"], "length_penalty"),
         (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
         (["eval", "--results", "broken.png"], "--dataset"),
         (["caption", *checkpoint, "missing.png"], "no such file"),
@@ -415,6 +442,22 @@ def test_heads_of_every_family_learn_in_one_run(
         first, second = (line[f"val/{metric}"] for line in lines(tmp_path / "run") if f"val/{metric}" in line)
         assert 0 <= first <= 1 and 0 <= second <= 1
     assert "yolox/AP50" in capsys.readouterr().out
+
+
+def test_find_ranks_by_the_embedding_that_was_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
+    losses = "[{criterion: custum_loss}, {criterion: alignment_kl, head: retrieval, scale: 20}]"
+    arguments = ["--data-root", scenes, "--epochs", "5", f"model.losses={losses}", *SMALL, cache]
+    call("train", *arguments, "--output-dir", tmp_path / "run", "decoding.method=greedy")
+    best = ["--checkpoint", tmp_path / "run" / "best.safetensors", "--output", tmp_path / "found.json"]
+    call("caption", scenes / "RSICD_images", *best, "--find", "planes at an airport")
+    match = {Path(row["file"]).name: row["match"] for row in json.loads((tmp_path / "found.json").read_text())}
+    assert all(-1 <= value <= 1 for value in match.values())
+    dataset = load_dataset("RSICD", scenes)
+    about = {image.filename: any("plane" in caption for caption in image.captions) for image in dataset.images}
+    right, wrong = ([match[name] for name, has in about.items() if has == kind] for kind in (True, False))
+    # the chance that an image with planes fits better than one without (the area under the ROC curve)
+    better = sum((a > b) + (a == b) / 2 for a in right for b in wrong) / len(right) / len(wrong)
+    assert right and better > 0.8
 
 
 def test_two_processes_train_as_one(

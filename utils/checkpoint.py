@@ -1,11 +1,12 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
-`best.safetensors` is all that inference needs: weights of encoder and decoder, configuration, vocabulary,
-preprocessing. `last/state.safetensors` is all that `--resume` needs: weights, optimizer, progress.
+`best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made or
+searched with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs:
+weights, optimizer, progress.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,38 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
+from models.heads.retrieval import RetrievalHead
 from utils.config import Config, DataConfig, parse_config
 
 FORMAT = "nadir-1"
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
+
+
+def make_latent(config: Config, vocabulary_size: int, channels: int) -> LatentHead:
+    """`head: latent`, for the run's decoder."""
+    return LatentHead(channels, vocabulary_size, config.model.decoder.width, **config.model.heads.latent.model_dump())
+
+
+def make_parallel(config: Config, vocabulary_size: int, channels: int) -> ParallelHead:
+    """`head: parallel`, with slots enough for one word `max_words` times, which wants a blank between each two."""
+    options = config.model.heads.parallel
+    return ParallelHead(channels, vocabulary_size, 2 * config.data.max_words, **options.model_dump())
+
+
+def make_retrieval(config: Config, vocabulary_size: int, channels: int) -> RetrievalHead:
+    """`head: retrieval`."""
+    return RetrievalHead(channels, vocabulary_size, **config.model.heads.retrieval.model_dump())
+
+
+# The heads that captions are made or searched with, so that checkpoints hold them; all others only serve training.
+LASTING: dict[str, Callable[[Config, int, int], nn.Module]] = {
+    "latent": make_latent,
+    "parallel": make_parallel,
+    "retrieval": make_retrieval,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +87,7 @@ def build_captioner(
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint for inference, without heads, whole or not at all, its weights in `dtype`."""
+    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`; of heads only those that last."""
     metadata = {
         "format": FORMAT,
         "config": _without_paths(checkpoint.config).model_dump(mode="json"),
@@ -68,7 +96,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "about": checkpoint.about,
     }
     tensors = _own_tensors(checkpoint.captioner)
-    tensors = {key: value for key, value in tensors.items() if not key.startswith("heads.")}
+    left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in LASTING)
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 
@@ -85,9 +114,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
         channels = tensors["decoder.region.0.weight"].shape[0]
+        parts = {".".join(key.split(".")[:2]) for key in tensors}
 
         def build() -> Captioner:
-            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels)
+            sizes = config, len(vocabulary), channels
+            heads = {name: make(*sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
+            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
         with torch.device("meta"):  # as large as they like: no memory is taken
             size = sum(value.numel() for value in _own_tensors(build()).values())

@@ -99,18 +99,37 @@ class ConceptsConfig(Section):
     dropout: Share = 0.2
 
 
-class RetrievalConfig(Section):
-    """The head that puts images and captions into one space; `head: retrieval`."""
+class PairConfig(Section):
+    """Heads that look at images and captions together: `head: retrieval`, `head: critic`."""
 
     width: Count = 256  # of words, states and embeddings
     dropout: Share = 0.2
+
+
+class LatentConfig(Section):
+    """The head that says what kind of caption comes; `head: latent`."""
+
+    size: Count = 16  # dimensions of the code
+    width: Count = 128  # of its words and states
+    dropout: Share = 0.2
+
+
+class ParallelConfig(Section):
+    """The head that says all words at once, in twice `data.max_words` slots; `head: parallel`."""
+
+    width: Annotated[int, Field(ge=4, multiple_of=4)] = 128  # of slots and attention
+    layers: Count = 2
+    dropout: Share = 0.1
 
 
 class HeadsConfig(Section):
     """What else is predicted while captions are learned."""
 
     concepts: ConceptsConfig = ConceptsConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
+    retrieval: PairConfig = PairConfig()
+    critic: PairConfig = PairConfig()
+    latent: LatentConfig = LatentConfig()
+    parallel: ParallelConfig = ParallelConfig()
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # of the maps of heads that say something of each place
 
 
@@ -126,10 +145,12 @@ class ModelConfig(Section):
 
 
 class RewardConfig(Section):
-    """Self-critical training: in place of the annotated captions, samples that are weighted by CIDEr-D gained."""
+    """Self-critical training: in place of the annotated captions, samples that are weighted by what they gained."""
 
     samples: Annotated[int, Field(ge=2)] = 5  # captions an image
     baseline: Literal["mean", "greedy"] = "mean"  # what is gained on: the other samples' mean, or the greedy caption
+    cider: NonNegative = 1.0  # what CIDEr-D, 0 to 10, counts
+    critic: NonNegative = 0.0  # what the probability counts that `head: critic` takes a caption for a person's
 
 
 class TrainConfig(Section):
@@ -153,13 +174,19 @@ class TrainConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How captions are found."""
+    """How captions are found.
 
-    method: Literal["beam", "greedy", "sample"] = "beam"
+    A captioner with a latent code (`head: latent`) makes them, by beam and greedily, with the code that it expects of
+    the image; `sample` draws the code and then takes the most probable words, where a captioner without one draws the
+    words. `parallel` says all words at once, by the head of that name.
+    """
+
+    method: Literal["beam", "greedy", "sample", "parallel"] = "beam"
     beam_size: UpTo1000 = 5
     max_words: UpTo1000 = 30
     length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
-    temperature: Positive = 1.0  # of sampling
+    temperature: Positive = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
+    samples: UpTo1000 = 1  # captions of an image that sampling draws, shown best first
     views: Literal[1, 8] = 1  # turns and flips of an image whose features are averaged; 8 is test-time augmentation
 
 
@@ -214,6 +241,13 @@ def load_config(arguments: argparse.Namespace) -> Config:
     settings = {key: value for key, value in flags.items() if value is not None}
     assign(tree, settings | read_overrides(arguments.overrides), "argument")
     return parse_config(tree, str(path))
+
+
+def with_decoding(config: Config, words: Sequence[str]) -> Config:
+    """The configuration with another way to find captions: `key=value` of its section decoding."""
+    tree = config.model_dump()
+    assign(tree, read_overrides([f"decoding.{word}" for word in words]), "--decoding")
+    return parse_config(tree, "--decoding")
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, Any]:

@@ -12,37 +12,48 @@ from torch import nn
 from data.concepts import Concepts
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import BatchKey, CaptionBatches, Targets, loader, moved
-from data.pairs import Pairs
+from data.loading import Batch, BatchKey, CaptionBatches, Targets, loader, moved
+from data.pairs import Authors, Pairs
 from data.scenery.classes import CLASSES, THINGS
+from data.sequences import Sequences
 from data.truth import Boxes, Masks, Pictures, Subject, truth_of
+from data.vocabulary import Vocabulary
 from loss.perceptual import PerceptualLoss, load_lpips_weights
 from metrics.heads import (
     Pair,
     average_precision,
+    latent_information,
     mean_average_precision,
     mean_box_iou,
     mean_iou,
     mean_iou_and_boundaries,
+    parallel_captions,
     recall,
     restoration,
+    telling_apart,
 )
 from models.captioner import Captioner
 from models.heads.boxes import RetinaNetDetector, SubjectHead, YOLOXDetector
 from models.heads.concepts import ConceptHead
+from models.heads.critic import CriticHead
+from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
 from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
 from models.heads.retrieval import RetrievalHead
+from utils.checkpoint import make_latent, make_parallel, make_retrieval
 from utils.config import Config
 from utils.devices import autocast
+
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a head is built for: the recipe, the data, the number of words, and the N cells of D channels it sees."""
+    """What a head is built for: the recipe, the data, its words, and the N cells of D channels it sees."""
 
     config: Config
     dataset: CaptionDataset
-    vocabulary_size: int
+    vocabulary: Vocabulary
     cells: int
     channels: int
 
@@ -88,11 +99,15 @@ def build_concepts(setting: Setting) -> Head:
 
 def build_retrieval(setting: Setting) -> Head:
     """Images and captions that find each other."""
-    if setting.config.train.reward:
-        raise UserError("head: retrieval learns from captions of people, and train.reward samples others; drop one")
-    options = setting.config.model.heads.retrieval
-    head = RetrievalHead(setting.channels, setting.vocabulary_size, options.width, options.dropout)
+    head = make_retrieval(setting.config, len(setting.vocabulary), setting.channels)
     return Head(head, Pairs(), recall)
+
+
+def build_critic(setting: Setting) -> Head:
+    """Captions of people from captions of the captioner."""
+    options = setting.config.model.heads.critic
+    head = CriticHead(setting.channels, len(setting.vocabulary), options.width, options.dropout)
+    return Head(head, Authors(), telling_apart)
 
 
 def build_segmentation(setting: Setting) -> Head:
@@ -138,6 +153,22 @@ def build_restoration(setting: Setting) -> Head:
     return Head(head, Pictures(setting.dataset, 8 * setting.side), partial(restoration, lpips))
 
 
+def build_latent(setting: Setting) -> Head:
+    """What kind of caption comes."""
+    if setting.config.train.reward:
+        raise UserError("head: latent codes captions of people, and train.reward samples others; drop one")
+    head = make_latent(setting.config, len(setting.vocabulary), setting.channels)
+    return Head(head, Pairs(), latent_information)
+
+
+def build_parallel(setting: Setting) -> Head:
+    """All words at once."""
+    if setting.config.regions.kind != "grid":
+        raise UserError("head: parallel looks at the encoder's cells; set regions.kind=grid")
+    head = make_parallel(setting.config, len(setting.vocabulary), setting.channels)
+    return Head(head, Sequences(len(head.queries)), partial(parallel_captions, setting.vocabulary))
+
+
 def width_of(setting: Setting) -> int:
     """Channels of the maps of heads that say something of each place."""
     return setting.config.model.heads.width
@@ -146,12 +177,15 @@ def width_of(setting: Setting) -> int:
 HEADS: dict[str, Kind] = {
     "concepts": Kind(ConceptHead.gives, Concepts.gives, build_concepts),
     "retrieval": Kind(RetrievalHead.gives, Pairs.gives, build_retrieval),
+    "critic": Kind(CriticHead.gives, Authors.gives, build_critic),
     "segmentation": Kind(SegmentationHead.gives, Masks.gives, build_segmentation, placed=True),
     "pidnet": Kind(PIDNetHead.gives, Masks.gives, build_pidnet, placed=True),
     "yolox": Kind(YOLOXDetector.gives, Boxes.gives, build_yolox, placed=True),
     "retinanet": Kind(RetinaNetDetector.gives, Boxes.gives, build_retinanet, placed=True),
     "subject": Kind(SubjectHead.gives, Subject.gives, build_subject, placed=True),
     "restoration": Kind(RestorationHead.gives, Pictures.gives, build_restoration, placed=True),
+    "latent": Kind(LatentHead.gives, Pairs.gives, build_latent),
+    "parallel": Kind(ParallelHead.gives, Sequences.gives, build_parallel),
 }
 OUT = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.gives]
 TARGET = [f"{name}.{key}" for name, kind in HEADS.items() for key in kind.wants]
@@ -179,21 +213,23 @@ def score_heads(
     heads: Mapping[str, Head],
     batches: CaptionBatches,
     precision: str,
+    show: Callable[[Batch], Batch] = lambda batch: batch,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """`head/metric` of every head on the images of `batches`."""
+    """`head/metric` of every head on the images of `batches`, each seen as `show` gives it."""
     if not heads:
         return {}
+    torch.manual_seed(0)  # what `show` draws depends on nothing before
     device = captioner.encoder.mean.device
     captioner.eval()
     keys = [BatchKey(0, batches.rows[i : i + batch_size]) for i in range(0, len(batches.rows), batch_size)]
     pairs: dict[str, list[Pair]] = {name: [] for name in heads}
     for batch in loader(batches, keys, workers=0):
-        seen = batch.to(device)
+        seen = show(batch.to(device))
         with autocast(device, precision):
-            out = captioner.look(seen.visuals, seen.tokens[:, :-1], seen.image_of)
+            out = captioner.look(seen.visuals, seen.tokens[:, :-1], seen.image_of, seen.shown)
         for name, given in out.items():
-            pairs[name].append((convert_to_fp32(moved(given, torch.device("cpu"))), batch.targets[name]))
+            pairs[name].append((convert_to_fp32(moved(given, HOST)), moved(seen.targets[name], HOST)))
     scores: dict[str, float] = {}
     for name, head in heads.items():
         scores |= {f"{name}/{metric}": value for metric, value in head.score(pairs[name]).items()}

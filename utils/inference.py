@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data.errors import UserError
 from data.loading import BatchKey, Readable, visual_loader
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
@@ -44,7 +45,7 @@ def caption_rows(
 ) -> Iterator[list[Caption]]:
     """For each of `rows`, in order, its captions, best first, under a progress bar named `what`.
 
-    A beam gives `beam_size` captions an image, greedy decoding and sampling one.
+    A beam gives `beam_size` captions an image, sampling `samples`, anything else one.
     """
     keys = [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
@@ -71,15 +72,24 @@ def caption_batch(
 
 def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
     """The hypotheses for each image of a batch by the configured method; `seed` fixes what sampling draws."""
-    regions = captioner.regions(visual, decoding.views)
+    decoder, most = captioner.decoder, decoding.max_words
+    seen = visual._replace(content=captioner.features(visual.content, decoding.views))
     match decoding.method:
         case "beam":
-            return beam_search(
-                captioner.decoder, regions, decoding.beam_size, decoding.max_words, decoding.length_penalty
-            )
+            return beam_search(decoder, captioner.regions(seen), decoding.beam_size, most, decoding.length_penalty)
         case "greedy":
-            found = greedy(captioner.decoder, regions, decoding.max_words)
+            found = greedy(decoder, captioner.regions(seen), most)
+        case "parallel":
+            if captioner.speaker is None:
+                raise UserError("decoding.method=parallel wants a captioner with a loss of head: parallel")
+            found = captioner.speaker.say(seen.content)
         case "sample":
             generator = torch.Generator(visual.content.device).manual_seed(seed)
-            found = sample(captioner.decoder, regions, decoding.max_words, decoding.temperature, generator)
+            copies = seen.repeated(decoding.samples)
+            if captioner.teller:
+                found = greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
+            else:
+                found = sample(decoder, captioner.regions(copies), most, decoding.temperature, generator)
+            groups = (found[i : i + decoding.samples] for i in range(0, len(found), decoding.samples))
+            return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in groups]
     return [[hypothesis] for hypothesis in found]

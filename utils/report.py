@@ -35,6 +35,7 @@ VARIETY = {
     "length_std": ("Their spread", "standard deviation of words a caption", ".2f"),
     "vocabulary": ("Vocabulary", "different words used", ",.0f"),
     "vocabulary_of_train": ("Of train's vocabulary", "share that is used", ".1%"),
+    "rare_recall": ("Rare words", "share said of those in fewer than 1 % of train captions", ".1%"),
     "unique": ("Different captions", "share of all", ".1%"),
     "seen_in_train": ("Seen in train", "share of captions that stand there word by word", ".1%"),
     "distinct_1": ("Distinct-1", "different words, share of all", ".1%"),

@@ -20,6 +20,6 @@ for seed in (0, 1):
         subprocess.run([sys.executable, *map(str, command)], check=True)
     rows.append(json.loads(scores.read_text())["metrics"])
 
-print("\n| seed | " + " | ".join(rows[0]) + " |\n|---" * 1 + "|---" * len(rows[0]) + "|")
+print("\n| seed | " + " | ".join(rows[0]) + " |\n|---" + "|---" * len(rows[0]) + "|")
 for seed, row in enumerate(rows):
     print(f"| {seed} | " + " | ".join(f"{100 * value:.2f}" for value in row.values()) + " |")

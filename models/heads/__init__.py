@@ -1,8 +1,12 @@
 """Heads: what else is predicted from what a captioner sees while captions are learned, for losses with a `head`."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
+
+Shown = Mapping[str, Mapping[str, Tensor]]
+"""By the name of a head: the `tokens` and `image_of` that it sees in place of those that the decoder learns from."""
 
 
 class Seen(NamedTuple):

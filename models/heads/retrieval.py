@@ -29,9 +29,17 @@ class RetrievalHead(nn.Module):
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
         """A pair for each caption: `image_embeddings`, `text_embeddings` [P, E], and both as `embeddings` [2, P, E]."""
-        states, _ = self.gru(self.dropout(self.words(seen.tokens)))
-        real = (seen.tokens != PAD)[..., None].to(states.dtype)
-        text = (states * real).sum(1) / real.sum(1)
+        text = self.embed_text(seen.tokens)
         # index_select, since the gradient of image[image_of] adds up in whatever order the threads come
-        image = self.image(seen.features.mean(1)).index_select(0, seen.image_of)
+        image = self.embed_images(seen.features).index_select(0, seen.image_of)
         return {"image_embeddings": image, "text_embeddings": text, "embeddings": torch.stack([image, text])}
+
+    def embed_images(self, features: Tensor) -> Tensor:
+        """Embeddings [B, E] of images with features [B, h * w, D]."""
+        return self.image(features.mean(1))
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """Embeddings [P, E] of captions `tokens` int64 [P, T], padded with `<pad>`."""
+        states, _ = self.gru(self.dropout(self.words(tokens)))
+        real = (tokens != PAD)[..., None].to(states.dtype)
+        return (states * real).sum(1) / real.sum(1)

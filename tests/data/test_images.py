@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from data.errors import UserError
@@ -17,12 +18,14 @@ RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
         (Image.fromarray(RAMP), RAMP),
         (Image.fromarray(RAMP).convert("P"), RAMP),
         (Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
+        (Image.fromarray(np.round(RAMP * (4095 / 255)).astype(np.uint16)), RAMP),
+        (Image.fromarray(np.round(RAMP * (2047 / 255)).astype(np.uint16)), RAMP),
         (Image.fromarray(RAMP.astype(np.int32)), RAMP),
         (Image.fromarray(np.dstack([RAMP] * 3 + [np.full_like(RAMP, 255)])), RAMP),
         (Image.fromarray(np.dstack([RAMP] * 3 + [np.zeros_like(RAMP)])), np.zeros_like(RAMP)),
         (Image.fromarray(np.dstack([RAMP, np.full_like(RAMP, 255)])), RAMP),
     ],
-    ids=["grey", "palette", "16 bits", "32 bits", "opaque", "transparent", "grey with alpha"],
+    ids=["grey", "palette", "16 bits", "12 bits", "11 bits", "32 bits", "opaque", "transparent", "grey with alpha"],
 )
 def test_modes(tmp_path: Path, image: Image.Image, pixels: np.ndarray) -> None:
     path = tmp_path / "image.tif" if image.mode == "I" else tmp_path / "image.png"
@@ -35,6 +38,14 @@ def test_modes(tmp_path: Path, image: Image.Image, pixels: np.ndarray) -> None:
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.tif")
     assert read_image(tmp_path / "red.tif")[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_scene_is_shown_the_way_to_its_reader(tmp_path: Path) -> None:
+    with rasterio.open(tmp_path / "scene.tif", "w", "GTiff", 8, 8, 5, dtype="uint16") as file:
+        file.write(np.ones((5, 8, 8), np.uint16))
+    with pytest.raises(UserError, match=r"scene\.tif: not a readable image.*caption\.py --tile"):
+        read_image(tmp_path / "scene.tif")
 
 
 def test_exif_orientation_is_undone(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_pixels_without_data_are_black_and_not_counted(tmp_path: Path) -> None:
     values = noise(3, 100, 100, dtype="uint16", high=1000) + 500
     values[:, :50] = 0
     scene = Scene(write(tmp_path / "a.tif", values, nodata=0))
-    assert (scene.low > 500).all()  # the zeros would have pulled it to 0
+    assert (scene.limits[0] > 500).all()  # the zeros would have pulled it to 0
     half = scene.read(Tile(0, 0, 100, 100))
     assert half is not None and (half[:50] == 0).all() and half[50:].mean() > 100
     assert scene.read(Tile(0, 0, 40, 40)) is None
@@ -175,3 +175,25 @@ def test_an_overview_is_the_scene_in_small(tmp_path: Path) -> None:
     small = Scene(write(tmp_path / "a.tif", values)).overview(30)
     np.testing.assert_array_equal(small, values[:, 5::10, 5::10].transpose(1, 2, 0))
     assert Image.fromarray(small).size == (30, 20)
+
+
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 32, "blockysize": 32}, {}], ids=["blocks", "strips"])
+def test_a_wide_scene_is_reduced_piece_by_piece(
+    layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = (np.arange(200)[:, None] + 1000 * np.arange(60)[None, :])[None].astype("int32")
+    scene = Scene(write(tmp_path / "a.tif", values, nodata=0, **layout))
+    monkeypatch.setattr("data.scenes.PIECE", 48)
+    reduced, there = scene._reduced(100)
+    rows, columns = reduced[0] % 1000, reduced[0] // 1000
+    assert reduced.shape == (1, 100, 30) and there.sum() >= 100 * 30 - 1  # at most the one corner is 0
+    # nearest neighbours: every pixel comes from the 2 x 2 that it stands for, or one beside them at a piece's edge
+    assert (abs(rows - 2 * np.arange(100)[:, None]) <= 2).all() and (abs(columns - 2 * np.arange(30)) <= 2).all()
+
+
+def test_nothing_is_read_before_pixels_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scene is opened several times in a run; its stretch costs a pass over the file."""
+    path = write(tmp_path / "a.tif", noise(3, 64, 64, dtype="uint16", high=4096))
+    monkeypatch.setattr(Scene, "_values", None)
+    assert len(tile_names([str(path)], Tiling(32))) == 4
+    assert Scene(path, percentiles=(1, 99)).width == 64

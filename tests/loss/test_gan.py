@@ -41,6 +41,23 @@ def test_definition(mode: str) -> None:
     torch.autograd.gradcheck(loss.generator_loss, (z,))
 
 
+@pytest.mark.parametrize("mode", ["vanilla", "lsgan", "wgangp", "hinge"])
+def test_labels_of_each_score_are_those_of_two_batches(mode: str) -> None:
+    """Real and fake in one batch: half of each kind's own mean, a weight of 2 being the same score twice."""
+    loss, x = GANLoss(mode), torch.tensor([0.3, -1.2, 2.0, 0.7, -0.1], dtype=torch.float64, requires_grad=True)
+    real, weight = torch.tensor([True, False, False, True, False]), torch.tensor([1.0, 2.0, 1.0, 3.0, 0.0])
+    torch.testing.assert_close(loss(x, real), loss.discriminator_loss(x[real], x[~real]))
+    twice = loss.discriminator_loss(x[[0, 3, 3, 3]], x[[1, 1, 2]])
+    torch.testing.assert_close(loss(x, real, weight=weight), twice)
+    torch.testing.assert_close(loss(x, False, weight=weight), loss(x[[0, 1, 1, 2, 3, 3, 3]], False))
+    only = torch.ones_like(real)
+    torch.testing.assert_close(loss(x, only), 0.5 * loss(x, True))  # there is no fake to be wrong about
+    with pytest.raises(ValueError, match="generator"):
+        loss(x, real, for_discriminator=False)
+    with pytest.raises(ValueError, match="one number per entry"):
+        loss(x, real[:3])
+
+
 def test_labels_can_be_smoothed() -> None:
     loss, x = GANLoss("vanilla", real_label=0.9, fake_label=0.1), scores()
     assert loss(x, True).item() == pytest.approx(naive("vanilla", x, True, y=0.9), rel=1e-12)

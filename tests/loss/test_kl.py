@@ -127,6 +127,13 @@ def test_vae_is_the_kl_of_normals(prior: bool) -> None:
     torch.autograd.gradcheck(VAEKLLoss(), (mu, logvar, *given))
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+def test_a_weight_of_vae_is_a_repetition(reduction: str) -> None:
+    mu, logvar, weight = numbers(3, 2), numbers(3, 2, seed=1), torch.tensor([2.0, 0.0, 1.0])
+    loss, rows = VAEKLLoss(reduction), [0, 0, 2]
+    torch.testing.assert_close(loss(mu, logvar, weight=weight), loss(mu[rows], logvar[rows]), rtol=1e-12, atol=0)
+
+
 def test_vae_definition_and_limits() -> None:
     mu, logvar = numbers(2, 3), numbers(2, 3, seed=1)
     pairs = zip(mu.flatten().tolist(), logvar.flatten().tolist(), strict=True)

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.diversity import diversity, self_cider
+from metrics.diversity import best_of, diversity, rare_recall, self_cider
+from metrics.scores import score_captions
 
 
 def test_counts_by_hand() -> None:
@@ -22,11 +23,33 @@ def test_counts_by_hand() -> None:
     )
 
 
+def test_the_best_and_the_mean_of_an_images_captions_by_the_metric_itself() -> None:
+    references = [["a red roof", "the roof"], ["two planes stand there", "planes"], ["a road by a river", "the road"]]
+    captions = [["a roof", "a red roof"], ["two planes", "a road"], ["a river", "a road by a river"]]
+    columns = [
+        score_captions(dict(enumerate(column)), dict(enumerate(references)), ["CIDEr"]).per_image["CIDEr"]
+        for column in zip(*captions, strict=True)
+    ]
+    found = best_of(captions, references)
+    assert found["mean_cider"] == pytest.approx(np.mean(columns), rel=1e-12)
+    assert found["best_cider"] == pytest.approx(np.maximum(*columns).mean(), rel=1e-12)
+
+
 def test_one_caption_for_every_image() -> None:
     found = diversity(["there is a road"] * 100, train=[])
     assert found["distinct_1"] == 4 / 400 and found["distinct_2"] == 3 / 300 and found["unique"] == 0.01
     assert found["seen_in_train"] == 0
     assert np.isnan(found["vocabulary_of_train"])
+
+
+def test_rare_words_by_hand() -> None:
+    train = ["A road."] * 298 + ["a jetty and a kiln", "a jetty", "a barn"]  # 301: below 3.01 is rare
+    references = [["a jetty by a road", "a kiln, a jetty"], ["a barn"], ["a zebra"]]
+    assert rare_recall(["a jetty", "a road", "a zebra"], references, train) == 1 / 3  # jetty of jetty, kiln, barn
+    assert rare_recall(["and a Kiln", "barn.", ""], references, train) == 2 / 3
+    assert np.isnan(rare_recall(["a road"], [["a road"]], train)) and np.isnan(rare_recall([], [], []))
+    more = [*train, *["a jetty"] * 2]  # 4 of 303 are no longer rare
+    assert rare_recall(["a jetty", "", ""], references, more) == 0
 
 
 def test_no_captions() -> None:

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from data.vocabulary import SPECIALS, Vocabulary
 from loss.perceptual import PerceptualLoss
 from metrics.heads import (
     average_precision,
+    latent_information,
     mean_average_precision,
     mean_box_iou,
     mean_iou,
     mean_iou_and_boundaries,
+    parallel_captions,
     recall,
     restoration,
+    telling_apart,
 )
+from metrics.scores import score_captions
 from models.heads.boxes import Found
 
 
@@ -162,3 +167,59 @@ def test_restoration_is_scored_image_by_image() -> None:
     # float32
     assert score["PSNR"] == pytest.approx((20 + 40) / 2, abs=1e-4)
     assert score["LPIPS"] == pytest.approx((0.2**2 + 0.02**2) / 2, abs=1e-6)
+
+
+def test_telling_apart_by_its_definition() -> None:
+    """A weight of 2 is the same caption twice."""
+    kind = ["people"] * 8 + ["sampled"] * 10 + ["other"] * 6
+    pred, weight = torch.randn(24), torch.randint(1, 4, (24,)).float()
+    target = {
+        "target_is_real": torch.tensor([k == "people" for k in kind]),
+        "sampled": torch.tensor([k == "sampled" for k in kind]),
+        "weight": weight,
+    }
+    rows = [(k, float(p)) for k, p, w in zip(kind, pred, weight, strict=True) for _ in range(int(w))]
+    parts = [
+        ({"pred": pred[part]}, {key: value[part] for key, value in target.items()})
+        for part in (slice(0, 11), slice(11, 24))
+    ]
+    found = telling_apart(parts)
+    for name in ("sampled", "other"):
+        # equal scores are one threshold: the precision is that of all of them
+        among = [(k, p) for k, p in rows if k in ("people", name)]
+        precisions = []
+        for k, p in among:
+            if k == "people":
+                above = [kind for kind, score in among if score >= p]
+                precisions.append(above.count("people") / len(above))
+        assert found[f"AP_{name}"] == pytest.approx(sum(precisions) / len(precisions), abs=1e-9)
+    people, sampled = ([p > 0 for k, p in rows if k == kind] for kind in ("people", "sampled"))
+    expected = (sum(people) / len(people) + 1 - sum(sampled) / len(sampled)) / 2
+    assert found["accuracy"] == pytest.approx(expected, abs=1e-6)  # float32
+    alone = telling_apart([({"pred": pred[:18]}, {key: value[:18] for key, value in target.items()})])
+    assert np.isnan(alone["AP_other"]) and alone["AP_sampled"] == found["AP_sampled"]
+
+
+def test_latent_information_is_the_kl_of_normals_each_as_often_as_its_caption() -> None:
+    mu, logvar, prior_mu, prior_logvar = torch.randn(4, 5, 3)
+    weight = torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0])
+    posterior = torch.distributions.Normal(mu, (logvar / 2).exp())
+    prior = torch.distributions.Normal(prior_mu, (prior_logvar / 2).exp())
+    each = torch.distributions.kl_divergence(posterior, prior).sum(1)
+    out = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
+    pairs = [
+        ({key: value[rows] for key, value in out.items()}, {"weight": weight[rows]})
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
+    assert latent_information(pairs)["KL"] == pytest.approx(float((each * weight).sum() / 8), rel=1e-5)  # float32
+
+
+def test_parallel_captions_are_scored_as_any_captions_are() -> None:
+    vocabulary = Vocabulary([*SPECIALS, "a", "road", "river"])
+    references = [("A road.", "a wide road"), ("a river by a road",), ("the river",)]
+    paths = torch.tensor([[4, 4, 0, 5], [4, 0, 4, 6], [6, 6, 6, 6]])
+    pred = torch.nn.functional.one_hot(paths, 7).float().transpose(0, 1)
+    pairs = [({"pred": pred[:, rows]}, {"captions": list(references[rows])}) for rows in (slice(0, 2), slice(2, 3))]
+    said = {0: "a road", 1: "a a river", 2: "river"}
+    expected = score_captions(said, dict(enumerate(references)), ["CIDEr", "ROUGE_L"]).metrics
+    assert parallel_captions(vocabulary, pairs) == pytest.approx(expected)

@@ -98,6 +98,27 @@ def test_the_recurrence_is_an_lstm_cell_on_word_and_gated_context() -> None:
     torch.testing.assert_close(new.cell, c)
 
 
+def test_what_is_told_of_a_caption_comes_with_every_word_and_gets_its_gradient() -> None:
+    model = decoder()
+    features, tokens = torch.randn(4, N, D), torch.randint(V, (len(IMAGE_OF), T))
+    told = torch.randn(len(IMAGE_OF), E, requires_grad=True)
+    found = []
+    for fast in (True, False):
+        regions = model.prepare(features, None)
+        logits, _ = (
+            model(regions, tokens, IMAGE_OF, told)
+            if fast
+            else word_by_word(model, regions.select(IMAGE_OF)._replace(told=told), tokens)
+        )
+        found.append([logits, *torch.autograd.grad(logits.log_softmax(-1)[..., 3].square().sum(), told)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert (found[0][1].abs().sum(1) > 0).all()
+    nothing, _ = model(model.prepare(features, None), tokens, IMAGE_OF, torch.zeros_like(told))
+    torch.testing.assert_close(nothing, model(model.prepare(features, None), tokens, IMAGE_OF)[0], rtol=0, atol=0)
+    assert (found[0][0] != nothing).any()
+
+
 def test_regions_that_are_not_there_change_nothing() -> None:
     model = decoder()
     features, tokens = torch.randn(P, N, D), torch.randint(V, (P, T))
@@ -133,7 +154,10 @@ def test_every_parameter_gets_a_gradient(attention: str) -> None:
 
 def test_select() -> None:
     regions = Regions(torch.randn(2, N, E), torch.randn(2, N, E), torch.ones(2, N, dtype=torch.bool))
+    assert regions.select(torch.tensor([0])).told is None
+    regions = regions._replace(told=torch.randn(2, E))
     chosen = regions.select(torch.tensor([1, 1, 0]))
+    assert chosen.told is not None and regions.told is not None and torch.equal(chosen.told[1], regions.told[1])
     assert torch.equal(chosen.keys[1], regions.keys[1])
     assert torch.equal(chosen.values[2], regions.values[0])
     assert chosen.mask is not None and chosen.mask.shape == (3, N)

@@ -13,6 +13,7 @@ from models.captioner import Captioner
 from models.encoder import Encoder
 from models.pooling import Visual
 from utils.checkpoint import (
+    LASTING,
     Checkpoint,
     build_captioner,
     load_checkpoint,
@@ -21,6 +22,7 @@ from utils.checkpoint import (
     save_state,
 )
 from utils.config import Config, parse_config
+from utils.inference import caption_batch
 
 CONFIG: Config = parse_config(
     {
@@ -62,6 +64,30 @@ def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
     assert loaded.about == {"epoch": 3}
     assert not loaded.captioner.training
     assert loaded.captioner.decoder.classifier.weight is loaded.captioner.decoder.embedding.weight
+
+
+def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path) -> None:
+    """The same draws of a code, and the same words at once, from the file as from the model that was trained."""
+    losses = [{"criterion": name, "head": head} for name, head in
+              (("vae_kl", "latent"), ("ctc_loss", "parallel"), ("focal_loss", "concepts"))]  # fmt: skip
+    tree = CONFIG.model_dump()
+    tree["model"]["losses"] = losses
+    config = parse_config(tree, "")
+    heads = {name: make(config, len(VOCABULARY), 512) for name, make in LASTING.items()}
+    heads["concepts"] = torch.nn.Linear(3, 3)
+    model = build_captioner(config, Encoder("resnet18"), len(VOCABULARY), 512, heads).eval()
+    save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), config, {}))
+    loaded = load_checkpoint(tmp_path / "c").captioner
+    assert set(loaded.heads) == {"latent", "parallel"}
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    for method in ("sample", "parallel", "beam"):
+        way = config.decoding.model_copy(update={"method": method, "samples": 3, "max_words": 5, "beam_size": 2})
+        one, other = (
+            caption_batch(which, VOCABULARY, Visual(images), way, "fp32", seed=7) for which in (model, loaded)
+        )
+        assert [[(c.text, c.score) for c in group] for group in one] == [
+            [(c.text, c.score) for c in group] for group in other
+        ]
 
 
 def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,18 +15,21 @@ import train
 from data.annotations import AnnotatedImage
 from data.errors import UserError
 from data.loading import Batch, BatchKey, CaptionBatches
+from data.pairs import Authors, Pairs
 from data.vocabulary import Vocabulary
 from loss import build_loss
 from metrics.cider_reward import CiderReward
+from metrics.heads import telling_apart
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.decoding import greedy
 from models.encoder import Encoder
+from models.heads.critic import CriticHead
 from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import SHIPPED
-from utils.config import RewardConfig, load_config
-from utils.guides import Rewards, Teachers, next_words
+from utils.config import CONFIGS, RewardConfig, load_config, parse_config, read_yaml
+from utils.guides import Rewards, Teachers, load_models, next_words, samples_of, with_forgeries
 
 PHRASES = [
     "a red plane",
@@ -175,6 +179,91 @@ def test_reward_rises_and_the_anchor_holds(warm: Captioner, batches: CaptionBatc
     assert far[1.0] < 0.5 * far[0.0]
 
 
+@pytest.fixture
+def critical(warm: Captioner) -> Captioner:
+    """The warm captioner with a critic that knows nothing."""
+    torch.manual_seed(0)
+    return Captioner(warm.encoder, warm.decoder, heads={"critic": CriticHead(512, len(VOCABULARY), 24, 0.0)})
+
+
+def judged(batches: CaptionBatches) -> CaptionBatches:
+    return CaptionBatches(batches.images, batches.visuals, VOCABULARY, 12, {"critic": Authors()})
+
+
+def test_forgeries_are_samples_and_captions_of_the_next_image(critical: Captioner, batches: CaptionBatches) -> None:
+    people = judged(batches)[KEY]
+    batch = with_forgeries(people, people, samples_of(critical, people, 12, "fp32"))
+    shown, target = batch.shown["critic"], batch.targets["critic"]
+    words = [" ".join(VOCABULARY.words[t] for t in row if t not in (PAD, START, END)) for row in shown["tokens"]]
+    pairs = list(zip(words, shown["image_of"].tolist(), target["weight"].tolist(), strict=True))
+    annotated = [(text, i, n) for i, p in enumerate(PHRASES) for text, n in ((p, 2), (f"there is {p}", 1))]
+    assert pairs[:10] == annotated
+    assert [pair[1:] for pair in pairs[10:20]] == [pair[1:] for pair in annotated]
+    assert pairs[20:] == [(text, (i + 1) % 5, n) for text, i, n in annotated]
+    assert target["target_is_real"].tolist() == [True] * 10 + [False] * 20
+    assert target["sampled"].tolist() == [False] * 10 + [True] * 10 + [False] * 10
+    assert shown["tokens"].eq(END).sum(1).eq(1).all()
+    alone = judged(batches)[BatchKey(0, [3])]
+    assert len(with_forgeries(alone, alone, alone).shown["critic"]["tokens"]) == 4  # no other image, no other captions
+
+
+def test_a_critic_learns_and_its_reward_is_that_of_a_naive_loop(
+    critical: Captioner, batches: CaptionBatches, accelerator: Accelerator
+) -> None:
+    """`gan_loss` lifts the critic's precision, and a fixed critic as the only reward what it thinks of samples."""
+    batches = judged(batches)
+    optimizer = torch.optim.Adam(critical.heads.parameters(), 1e-2)
+    criteria = build_loss([{"criterion": "gan_loss", "head": "critic"}])
+
+    def forged() -> Batch:
+        return with_forgeries(batches[KEY], batches[KEY], samples_of(critical, batches[KEY], 12, "fp32"))
+
+    def precision() -> dict[str, float]:
+        drawn = [forged() for _ in range(5)]  # the captioner says but a few captions, and some of them are people's
+        pairs = [
+            (critical.look(b.visuals, b.tokens, b.image_of, b.shown)["critic"], b.targets["critic"]) for b in drawn
+        ]
+        return telling_apart([({"pred": out["pred"].detach()}, target) for out, target in pairs])
+
+    before = precision()
+    for _ in range(60):
+        train.train_step(critical, criteria, optimizer, [forged()], accelerator, clip=5.0)
+    after = precision()
+    assert after["AP_sampled"] > before["AP_sampled"] + 0.1 and after["accuracy"] > before["accuracy"] + 0.1
+    assert after["AP_other"] > max(0.9, before["AP_other"] + 0.1)
+
+    config = RewardConfig(samples=6, cider=0.5, critic=2.0)
+    rewards = Rewards(critical, batches, config, 12, "fp32")
+    torch.manual_seed(3)
+    batch = rewards(batches[KEY])
+    cider = CiderReward({i: [[*c.split(), "."] for c in image.captions] for i, image in enumerate(IMAGES)})
+    total = 0.0
+    for row, image, times in zip(batch.tokens, batch.image_of, batch.weight, strict=True):
+        tokens = row[row != PAD][None]
+        visual = Visual(batch.visuals.content[image : image + 1])
+        score = float(critical.look(visual, tokens, torch.zeros(1, dtype=torch.long))["critic"]["pred"])
+        text = [VOCABULARY.words[t] for t in tokens[0, 1:-1]]
+        r = 0.5 * float(cider([[*text, "."]], [int(image)])[0]) + 2.0 / (1 + math.exp(-score))
+        total += float(times) * r
+    assert float(batch.guides["reward"]) == pytest.approx(total / 30, abs=1e-5)
+    people, critics = batches[KEY], batch.shown["critic"]
+    assert torch.equal(critics["image_of"][:10], people.image_of)  # its real ones are still people's
+    assert batch.targets["critic"]["sampled"].sum() == len(batch.tokens)
+
+    rewards = Rewards(critical, batches, RewardConfig(samples=8, cider=0, critic=1), 12, "fp32")
+    log = steps(critical, [{"criterion": "cross_entropy"}], rewards, accelerator, 40, 1e-2)
+    reward = [float(terms["train/reward"]) for terms in log]
+    assert sum(reward[-5:]) > sum(reward[:5]) + 0.5
+
+
+def test_heads_go_on_with_annotated_captions(warm: Captioner, batches: CaptionBatches) -> None:
+    batches = CaptionBatches(batches.images, batches.visuals, VOCABULARY, 12, {"retrieval": Pairs()})
+    people = batches[KEY]
+    shown = Rewards(warm, batches, RewardConfig(), 12, "fp32")(people).shown["retrieval"]
+    assert torch.equal(shown["tokens"], people.tokens[:, :-1]) and torch.equal(shown["image_of"], people.image_of)
+    assert len(shown["tokens"]) == len(people.targets["retrieval"]["labels"])
+
+
 def test_teachers_speak_as_the_mean_of_their_probabilities(encoder: Encoder, batches: CaptionBatches) -> None:
     models = [captioner(encoder, seed) for seed in range(3)]
     batch = batches[KEY]
@@ -232,13 +321,30 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     assert log[0]["train/policy_kl"] > 0  # the second update of the first batches has moved away from their policy
     assert len(log) == 3
 
+    adversarial: list[str | Path] = ["--output-dir", tmp_path / "adversarial", "--epochs", "1", critical[3]]
+    adversarial += ["train.reward={samples: 3, cider: 0, critic: 1}"]
+    call(*shared, *adversarial, "model.losses=[{criterion: cross_entropy}, {criterion: gan_loss, head: critic}]")
+    log = [json.loads(line) for line in (tmp_path / "adversarial" / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/gan_loss", "train/reward"} <= log[0].keys() and 0 < log[0]["train/reward"] < 1
+    assert {"val/critic/AP_sampled", "val/critic/AP_other", "val/critic/accuracy"} <= log[-1].keys()
+
     student: list[str | Path] = ["--output-dir", tmp_path / "student", "--epochs", "1", "model.decoder.width=16"]
     teachers = f"train.teachers=[{first / 'best.safetensors'}, {second / 'best.safetensors'}]"
     call(*shared, *student, teachers, "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]")
     for arguments, fault in (
         (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
+        ([f"train.init={first / 'best.safetensors'}", "model.decoder.attention=dot"], "attention=additive, not dot"),
         ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED}]"], "other words than"),
+        (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
     ):
         with pytest.raises(UserError, match=fault):
             call(*shared, "--output-dir", tmp_path / "no", *arguments)
+
+
+def test_recipes_that_begin_with_the_checkpoint_that_ships_fit_it() -> None:
+    recipes = [path for path in CONFIGS.rglob("*.yaml") if "init: checkpoints/" in path.read_text(encoding="utf-8")]
+    assert recipes
+    for path in recipes:
+        init, _ = load_models(parse_config(read_yaml(path), str(path)))
+        assert init is not None

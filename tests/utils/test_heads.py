@@ -13,11 +13,13 @@ from data.loading import CaptionBatches, Visuals
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from loss import build_loss
+from metrics.diversity import best_of
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
-from utils.config import CONFIGS, parse_config, read_yaml
-from utils.heads import HEADS, OUT, TARGET, Setting, build_heads, score_heads
+from utils.config import CONFIGS, DecodingConfig, parse_config, read_yaml
+from utils.heads import HEADS, OUT, TARGET, Head, Setting, build_heads, score_heads
+from utils.inference import caption_rows
 from utils.pretrained import load_encoder
 from utils.sources import frozen_features
 
@@ -35,14 +37,8 @@ class Ground:
 
     def learn(self, entry: dict[str, Any], steps: int, lr: float = 5e-3) -> tuple[dict[str, float], dict[str, float]]:
         """A head's scores on the scenes before and after `steps` of training by one entry of model.losses."""
-        torch.manual_seed(0)
+        captioner, heads, batches = self.captioner([entry], width=8)
         criteria = build_loss([entry], class_dim=-1)
-        heads = build_heads(criteria.heads, self.setting)
-        assert not criteria.missing(OUT, TARGET)
-        targets = {name: head.targets for name, head in heads.items()}
-        batches = CaptionBatches(self.setting.dataset.split("train"), self.visuals, self.vocabulary, 30, targets)
-        decoder = Decoder(len(self.vocabulary), self.setting.channels, 8, 0.0)
-        captioner = Captioner(self.encoder, decoder, heads={name: head.module for name, head in heads.items()})
         before = score_heads(captioner, heads, batches, "fp32")
         optimizer = torch.optim.Adam(captioner.heads.parameters(), lr)
         captioner.train()
@@ -54,6 +50,21 @@ class Ground:
             optimizer.step()
             optimizer.zero_grad()
         return before, score_heads(captioner, heads, batches, "fp32")
+
+    def captioner(self, entries: list[dict[str, Any]], width: int) -> tuple[Captioner, dict[str, Head], CaptionBatches]:
+        """An untrained captioner with the heads that entries of model.losses ask for, and the scenes in batches."""
+        torch.manual_seed(0)
+        criteria = build_loss(entries, class_dim=-1)
+        config = self.setting.config
+        decoder_of = config.model.decoder.model_copy(update={"width": width, "dropout": 0.0})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"decoder": decoder_of})})
+        heads = build_heads(criteria.heads, replace(self.setting, config=config))
+        assert not criteria.missing(["pred", *OUT], ["target", *TARGET])
+        targets = {name: head.targets for name, head in heads.items()}
+        batches = CaptionBatches(self.setting.dataset.split("train"), self.visuals, self.vocabulary, 30, targets)
+        decoder = Decoder(len(self.vocabulary), self.setting.channels, width, 0.0, "dot")
+        modules = {name: head.module for name, head in heads.items()}
+        return Captioner(self.encoder, decoder, heads=modules), heads, batches
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +78,7 @@ def ground(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     words = (tokenize(caption) for image in dataset.split("train") for caption in image.captions)
     vocabulary = Vocabulary.build(words, 1)
     cells, channels = encoder.output_shape(SIZE)
-    return Ground(Setting(config, dataset, len(vocabulary), cells, channels), vocabulary, visuals, encoder)
+    return Ground(Setting(config, dataset, vocabulary, cells, channels), vocabulary, visuals, encoder)
 
 
 TRIPLET = {"criterion": "triplet_loss", "mining": "batch_hard", "distance": "cosine", "margin": 0.2}
@@ -86,6 +97,7 @@ TRIPLET = {"criterion": "triplet_loss", "mining": "batch_hard", "distance": "cos
         ({"criterion": "yolox_loss", "head": "yolox"}, 60, "AP50", 0.02),
         ({"criterion": "retinanet_loss", "head": "retinanet"}, 30, "AP50", 0.02),
         ({"criterion": "box_iou_loss", "head": "subject", "kind": "giou"}, 30, "IoU", 0.1),
+        ({"criterion": "ctc_loss", "head": "parallel"}, 40, "CIDEr", 0.2),
     ],
     ids=lambda value: value["criterion"] if isinstance(value, dict) else None,
 )
@@ -95,6 +107,49 @@ def test_training_lifts_the_metric_that_a_loss_is_for(
     before, after = ground.learn(entry, steps)
     name = f"{entry['head']}/{metric}"
     assert after[name] > before[name] + gain
+
+
+def learn_captions(captioner: Captioner, entries: list[dict[str, Any]], batches: CaptionBatches, steps: int) -> None:
+    """Some steps of training of decoder and heads together."""
+    criteria = build_loss(entries, class_dim=-1)
+    optimizer = torch.optim.Adam([p for p in captioner.parameters() if p.requires_grad], 1e-2)
+    captioner.train()
+    for step in range(steps):
+        batch = batches[batches.epoch(step, 17, seed=0)[0]]
+        out = captioner(batch.visuals, batch.tokens[:, :-1], batch.image_of)
+        criteria({"pred": out.logits, **out.heads}, {"target": batch.words, **batch.targets}).total.backward()
+        torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_codes_say_several_things_of_an_image(ground: Ground) -> None:
+    """Five draws differ, and the best of them is better than the one caption of the mean, only once codes are learned.
+
+    Without `vae_kl` the prior never meets the codes that the decoder was trained with.
+    """
+    varied, information = {}, {}
+    for weight in (0.0, 0.01):
+        entries: list[dict[str, Any]] = [{"criterion": "cross_entropy"}]
+        entries.append({"criterion": "vae_kl", "head": "latent", "weight": weight})
+        captioner, heads, batches = ground.captioner(entries, width=64)
+        learn_captions(captioner, entries, batches, 60)
+        decoding = DecodingConfig(method="sample", samples=5)
+        found = caption_rows(captioner, ground.vocabulary, ground.visuals, range(17), decoding, "fp32")
+        texts = [[caption.text for caption in group] for group in found]
+        references = [image.captions for image in batches.images[:17]]
+        varied[weight] = best_of(texts, references)
+        information[weight] = score_heads(captioner, heads, batches, "fp32")["latent/KL"]
+    print(varied, information)
+
+
+def test_rewards_and_regions_are_refused_by_heads_that_make_captions(ground: Ground) -> None:
+    rewarded = parse_config({"train": {"reward": {}}}, "test")
+    for name in ("retrieval", "latent", "parallel"):
+        with pytest.raises(UserError, match=f"head: {name} learns from captions of people"):
+            build_heads([name], replace(ground.setting, config=rewarded))
+    with pytest.raises(UserError, match=r"head: parallel looks at the encoder's cells; set regions\.kind=grid"):
+        build_heads(["parallel"], replace(ground.setting, config=parse_config({"regions": {"kind": "slic"}}, "test")))
 
 
 def test_placed_heads_refuse_images_that_are_turned_and_scenes_without_truth(ground: Ground, tmp_path: Path) -> None:

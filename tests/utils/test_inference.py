@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import UserError
 from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
+from models.decoding import greedy as greedy_search
 from models.encoder import Encoder
+from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
 from models.pooling import Visual
 from utils.config import DecodingConfig
 from utils.inference import Caption, caption_rows
@@ -56,3 +60,51 @@ def test_temperature_reaches_sampling(captioner: Captioner) -> None:
     cold = captions(captioner, rows, method="sample", temperature=1e-5)
     assert [c[0].words for c in cold] == [c[0].words for c in captions(captioner, rows, method="greedy")]
     assert [c[0].words for c in cold] != [c[0].words for c in captions(captioner, rows, method="sample")]
+
+
+@pytest.fixture(scope="module")
+def latent(captioner: Captioner) -> Captioner:
+    torch.manual_seed(1)
+    head = LatentHead(512, len(VOCABULARY), 16, width=8, size=4, dropout=0.5)
+    with torch.no_grad():
+        head.tell.weight.mul_(4)  # untrained codes hardly move the first state
+    heads = {"latent": head, "parallel": ParallelHead(512, len(VOCABULARY), 12, width=8, layers=1, dropout=0.5)}
+    return Captioner(captioner.encoder, captioner.decoder, heads=heads)
+
+
+def test_sampling_draws_as_many_captions_as_are_asked_for_best_first(captioner: Captioner, latent: Captioner) -> None:
+    for model in (captioner, latent):
+        found = captions(model, [4, 2, 6], method="sample", samples=6)
+        assert [len(group) for group in found] == [6, 6, 6]
+        for group in found:
+            assert [c.score for c in group] == sorted((c.score for c in group), reverse=True)
+            assert len({c.text for c in group}) > 1
+        again = captions(model, [4, 2, 6], method="sample", samples=6)
+        assert [[c.text for c in group] for group in again] == [[c.text for c in group] for group in found]
+
+
+def test_with_a_latent_code_it_is_the_code_that_is_drawn(latent: Captioner) -> None:
+    """Cold codes are the prior's mean, which greedy decoding has; what a code says is most probable, not drawn."""
+    rows = list(range(8))
+    greedy = [c[0].text for c in captions(latent, rows, method="greedy")]
+    assert [c[0].text for c in captions(latent, rows, method="sample", temperature=1e-6)] == greedy
+    drawn = captions(latent, rows, method="sample", size=8)
+    assert [c[0].text for c in drawn] != greedy
+    with torch.inference_mode():
+        visual = Features().read(rows)
+        generator = torch.Generator().manual_seed(0)
+        told = latent.heads["latent"].draw(visual.content, 1.0, generator)  # type: ignore[operator]
+        regions = latent.decoder.prepare(visual.content, None)._replace(told=told)
+    assert [VOCABULARY.decode(h.tokens) for h in greedy_search(latent.decoder, regions, 6)] == [
+        c[0].words for c in drawn
+    ]
+
+
+def test_all_words_at_once_where_there_is_a_head_for_it(captioner: Captioner, latent: Captioner) -> None:
+    found = captions(latent, [3, 1, 2], method="parallel")
+    with torch.inference_mode():
+        expected = latent.heads["parallel"].say(Features().read([3, 1, 2]).content)  # type: ignore[operator]
+    assert [c[0].words for c in found] == [VOCABULARY.decode(h.tokens) for h in expected]
+    assert [c[0].attention.shape for c in found] == [(len(c[0].words), 4) for c in found]
+    with pytest.raises(UserError, match="head: parallel"):
+        captions(captioner, [3], method="parallel")
