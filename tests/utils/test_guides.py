@@ -337,6 +337,7 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.attention=dot"], "attention=additive, not dot"),
         ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED}]"], "other words than"),
         (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
+        (["train.reward={cider: 0}", "model.losses=[{criterion: cross_entropy}]"], "nothing is rewarded"),
     ):
         with pytest.raises(UserError, match=fault):
             call(*shared, "--output-dir", tmp_path / "no", *arguments)
