@@ -32,7 +32,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
     parser.add_argument(
-        "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help="such as method=sample (default: the run's)"
+        "--decoding",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another way to find captions, such as views=1, which is quick; again for more (default: the run's)",
     )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")

@@ -217,7 +217,8 @@ def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
     checkpoint: list[str | Path] = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
     said = {}
     for way in ("method=greedy", "method=parallel", "method=sample samples=3 temperature=2"):
-        call("eval", *checkpoint, *data, "--split", "val", "--output", tmp_path / "r.json", "--decoding", *way.split())
+        words = [word for setting in way.split() for word in ("--decoding", setting)]
+        call("eval", *checkpoint, *data, "--split", "val", "--output", tmp_path / "r.json", *words)
         said[way] = json.loads((tmp_path / "r.json").read_text())
         assert said[way]["protocol"]["method"] == way.split()[0].removeprefix("method=")
     greedy, _, drawn = (found["diversity"] for found in said.values())
