@@ -1,6 +1,7 @@
 """Scenes: georeferenced rasters of any size, band count and data type, read one tile at a time."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,9 @@ CACHE = 64 << 20  # bytes of GDAL's block cache, which would otherwise grow to a
 SAMPLE = 1024  # pixels along the longer side of the decimated read that the stretch is taken from
 PIECE = 1024  # pixels of a scene's side that are reduced at once
 EMPTY = 0.1  # a tile with less than this share of pixels with data is empty
+
+# a scene need not be placed to be read; who writes maps says so in a line of its own
+warnings.filterwarnings("ignore", "Dataset has no geotransform")
 
 
 class Tile(NamedTuple):

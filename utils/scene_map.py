@@ -20,7 +20,8 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
 
     Where there is none, a legend names the most frequent captions, each with its number and the colour of its tiles;
     the other tiles are grey. Where rows have a `match` (of `--find`), tiles that match better than no image would are
-    framed by how well: from yellow to red, the best one thickest.
+    framed by how well, from yellow to red, the best one thickest and on top; only these have their caption in them,
+    after their match.
 
     Raises:
         UserError: the scene cannot be read or the picture not written.
@@ -34,7 +35,8 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
     scale = overview.shape[1] / scene.width
     scene.close()
     counts = Counter(row["caption"] for row in rows)
-    readable = tiling.size * scale >= READABLE
+    free = (tiling.size - tiling.overlap) * scale  # of a tile, before the next one begins
+    readable = free >= READABLE
     named = [] if readable else [caption for caption, _ in counts.most_common(NAMED)]
     colours = {caption: colormaps["tab20"](2 * i % 20 + i // 10) for i, caption in enumerate(named)}
     best = max([row["match"] for row in rows if "match" in row], default=0)
@@ -45,19 +47,21 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
     axes = figure.add_axes((0, legend / (high + legend), 1, high / (high + legend)))
     axes.set_axis_off()
     axes.imshow(overview)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.get("match", 0)):
         tile = parse_tile_name(row["file"])[1]
         if tile is None:
             continue
         x, y, width, height = (value * scale for value in tile)
+        text = row["caption"]
         colour, line = colours.get(row["caption"], "white" if readable else "lightgrey"), 1.5
         if "match" in row:
             share = max(0.0, row["match"]) / max(best, 1e-9)
+            text = f"{row['match']:+.2f}  {text}"
             colour, line = (colormaps["YlOrRd"](share), 1 + 5 * share) if share else ("grey", 0.5)
         corner = (x + line / 2, y + line / 2)
         axes.add_patch(Rectangle(corner, width - line, height - line, fill=False, edgecolor=colour, linewidth=line))
-        if readable:
-            words = textwrap.wrap(row["caption"], max(12, int(width / 7.5)))[: max(1, int(height / 20))]
+        if readable and row.get("match", 1) > 0:
+            words = textwrap.wrap(text, max(12, int(free / 7.5)))[: max(1, int(free / 20))]
             box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2}
             axes.text(x + 8, y + 8, "\n".join(words), color="white", fontsize=8, va="top", bbox=box)
     if named and not best:
