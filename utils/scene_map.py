@@ -14,7 +14,7 @@ from utils.journal import Row
 SIDE = 1400  # pixels of the scene's longer side in the picture
 NAMED = 12  # captions that have a colour of their own, the most frequent
 READABLE = 110  # pixels that a tile needs to hold its caption, beside what it shares with the next
-ROOM = 80  # pixels under which a tile's caption is left out, since the next tile lies over it
+ROOM = 70  # pixels under which a tile's caption is left out, since the next tile lies over it
 
 
 def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> None:
