@@ -103,7 +103,7 @@ class SceneTiles:
     def __init__(self, names: Sequence[str], preprocessing: Preprocessing, tiling: Tiling) -> None:
         self.names, self.tiling = names, tiling
         self.size = preprocessing.size
-        self._transform = preprocessing.transform()
+        self._resized = preprocessing.resized
         self._scene: Scene | None = None
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
@@ -118,7 +118,7 @@ class SceneTiles:
                 self._scene = self.tiling.open(path)
             pixels = self._scene.read(tile or Tile(0, 0, self._scene.width, self._scene.height))
             if pixels is not None:
-                found.append(to_channels_first(self._transform(image=pixels)["image"]))
+                found.append(to_channels_first(self._resized(pixels)))
         return torch.from_numpy(np.array(found, np.uint8).reshape(-1, 3, self.size, self.size))
 
     def view(self, row: int, epoch: int) -> int:

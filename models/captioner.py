@@ -10,6 +10,7 @@ from models.decoder import Decoder, Regions
 from models.encoder import Encoder
 from models.heads import Seen, Shown
 from models.heads.latent import LatentHead
+from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
 from models.views import mean_over_views
 
@@ -40,8 +41,8 @@ class Captioner(nn.Module):
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes what is `Seen` and gives a dict. Most only serve training; what one gives as
-            `told`, and draws of it for an image, is told the decoder (models/heads/latent.py).
+        heads: name -> module that takes what is `Seen` and gives a dict. Most only serve training; one may tell the
+            decoder what kind of caption to say (`told`, see models/heads/latent.py), one may say captions itself.
         pooling: what a region's features are divided by, see `pool_regions`.
     """
 
@@ -80,6 +81,11 @@ class Captioner(nn.Module):
     def teller(self) -> LatentHead | None:
         """The head that tells the decoder what kind of caption to say, if there is one."""
         return next((head for head in self.heads.values() if isinstance(head, LatentHead)), None)
+
+    @property
+    def speaker(self) -> ParallelHead | None:
+        """The head that says all words at once, if there is one."""
+        return next((head for head in self.heads.values() if isinstance(head, ParallelHead)), None)
 
     def regions(
         self,

@@ -15,7 +15,7 @@ from models.recurrence import Grouping, Recurrence
 class Regions(NamedTuple):
     """What the decoder needs of each image, computed once: keys and values [B, N, E], mask [B, N] or None.
 
-    `told` [B, 2 E] is what a head tells the decoder to begin with; None: nothing.
+    `told` [B, E] is what a head tells the decoder with every word; None: nothing.
     """
 
     keys: Tensor
@@ -25,7 +25,8 @@ class Regions(NamedTuple):
 
     def select(self, rows: Tensor) -> "Regions":
         """The regions of these rows, in this order."""
-        return Regions(*(None if part is None else part.index_select(0, rows) for part in self))
+        mask, told = (None if part is None else part.index_select(0, rows) for part in (self.mask, self.told))
+        return Regions(self.keys.index_select(0, rows), self.values.index_select(0, rows), mask, told)
 
 
 class State(NamedTuple):
@@ -46,8 +47,8 @@ class Decoder(nn.Module):
         h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                               (eq. 1-3)
         logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                               (deep output, eq. 7)
 
-    h_0 and c_0 come from the mean of the regions, and from what a head tells, where there is one. y is the embedding of
-    a word; W_o is tied to it (Press & Wolf, EACL 2017), since 17,813 distinct captions are few.
+    h_0 and c_0 come from the mean of the regions. y is the embedding of a word, and what a head tells is added to each
+    of them; W_o is tied to it (Press & Wolf, EACL 2017), since 17,813 distinct captions are few.
 
     Args:
         vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.
@@ -84,24 +85,31 @@ class Decoder(nn.Module):
 
     def start(self, regions: Regions) -> State:
         """h_0 and c_0 from the mean of the regions that are there."""
-        return self._first(self._initial(regions), regions.told)
+        if regions.mask is None:
+            mean = regions.values.mean(1)
+        else:
+            present = regions.mask[..., None].to(regions.values.dtype)
+            mean = (regions.values * present).sum(1) / present.sum(1)
+        hidden, cell = torch.tanh(self.initial(mean)).chunk(2, -1)
+        return State(hidden, cell.float())
 
     def forward(
         self, regions: Regions, tokens: Tensor, image_of: Tensor | None = None, told: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64.
 
-        Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image. `told`
-        [P, 2 E] is what a head tells of each caption, in place of what the regions hold.
+        Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image. `told` [P, E]
+        is what a head tells of each caption, in place of what the regions hold.
         """
         images = len(regions.keys)
         grouping = Grouping.of(torch.arange(images, device=tokens.device) if image_of is None else image_of, images)
         words = self.dropout(self.embedding(tokens.T))  # [T, P, E]
+        words = words if told is None else words + told
         from_words = self.from_word(words)  # none of it depends on the state
-        start = self._first(grouping.repeat(self._initial(regions)), told)
+        start = self.start(regions)
         hiddens, contexts, attention = Recurrence.apply(
             *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
-            *(*start, from_words),
+            *(grouping.repeat(start.hidden), grouping.repeat(start.cell), from_words),
             *(
                 parameter.to(from_words.dtype)
                 for parameter in (*self.from_hidden.parameters(), self.from_context.weight)
@@ -112,6 +120,8 @@ class Decoder(nn.Module):
     def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
         """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
         words = self.dropout(self.embedding(tokens))
+        if regions.told is not None:
+            words = (words.view(len(regions.told), -1, self.width) + regions.told[:, None]).flatten(0, 1)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
         query = query.view(regions.keys.shape[0], -1, self.width)  # [B, c, E]; len() would fix B in an export
         attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
@@ -120,16 +130,6 @@ class Decoder(nn.Module):
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell).to(o.dtype)
         return self._logits(hidden, context, words), State(hidden, cell), attention.flatten(0, 1)
-
-    def _initial(self, regions: Regions) -> Tensor:
-        if regions.mask is None:
-            return self.initial(regions.values.mean(1))
-        present = regions.mask[..., None].to(regions.values.dtype)
-        return self.initial((regions.values * present).sum(1) / present.sum(1))
-
-    def _first(self, initial: Tensor, told: Tensor | None) -> State:
-        hidden, cell = torch.tanh(initial if told is None else initial + told).chunk(2, -1)
-        return State(hidden, cell.float())
 
     def _score(self, keys: Tensor) -> Tensor | None:
         return next((weight[0].to(keys.dtype) for weight in self.attention.parameters()), None)

@@ -205,6 +205,33 @@ def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: P
     assert protocol["beam_size"] == 2 and protocol["preprocessing"]["size"] == 96
 
 
+def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
+    scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes]
+    losses = [{"criterion": "cross_entropy"}, {"criterion": "vae_kl", "head": "latent", "weight": 0.01}]
+    losses.append({"criterion": "ctc_loss", "head": "parallel"})
+    small = ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache, f"model.losses={json.dumps(losses)}"]
+    call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small)
+    assert {"val/latent/KL", "val/parallel/CIDEr", "val/CIDEr"} <= lines(tmp_path / "run")[-1].keys()
+    checkpoint: list[str | Path] = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
+    said = {}
+    for way in ("method=greedy", "method=parallel", "method=sample samples=3 temperature=2"):
+        words = [word for setting in way.split() for word in ("--decoding", setting)]
+        call("eval", *checkpoint, *data, "--split", "val", "--output", tmp_path / "r.json", *words)
+        said[way] = json.loads((tmp_path / "r.json").read_text())
+        assert said[way]["protocol"]["method"] == way.split()[0].removeprefix("method=")
+    greedy, _, drawn = (found["diversity"] for found in said.values())
+    assert drawn["best_cider"] >= drawn["mean_cider"] and "best_cider" not in greedy
+    assert len({json.dumps(found["captions"]) for found in said.values()}) > 1
+    photo = next((scenes / "RSICD_images").iterdir())
+    capsys.readouterr()
+    call("caption", *checkpoint, photo, "--decoding", "method=parallel")
+    assert photo.name in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"unknown key decoding\.methods"):
+        call("caption", *checkpoint, photo, "--decoding", "methods=beam")
+
+
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
     checkpoint: list[str | Path] = ["--checkpoint", run_dir / "best.safetensors"]
     names = sorted(p.name for p in (scenes / "RSICD_images").iterdir())[:3]

@@ -80,9 +80,9 @@ def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed:
         case "greedy":
             found = greedy(decoder, captioner.regions(seen), most)
         case "parallel":
-            if "parallel" not in captioner.heads:
+            if captioner.speaker is None:
                 raise UserError("decoding.method=parallel wants a captioner with a loss of head: parallel")
-            found = captioner.heads["parallel"].say(seen.content)
+            found = captioner.speaker.say(seen.content)
         case "sample":
             generator = torch.Generator(visual.content.device).manual_seed(seed)
             copies = seen.repeated(decoding.samples)

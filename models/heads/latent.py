@@ -17,13 +17,14 @@ class LatentHead(nn.Module):
         posterior   z ~ N(mu, sigma^2),  mu, log sigma^2 = W [i, t]     t: last state of a GRU over the caption
         prior       z ~ N(m, s^2),       m, log s^2 = W' i              i = ReLU(U LN(mean_n feature_n))
 
-    The decoder is told W'' z, which is added to what its first state is made of. In training z = mu + sigma eps comes
-    from the posterior (Kingma and Welling, ICLR 2014), and `vae_kl` draws prior and posterior together; captions are
-    made with z from the prior (a conditional VAE: Sohn et al., NeurIPS 2015; for captions Wang et al., NeurIPS 2017).
+    The decoder is told W'' z with every word: from a first state alone it learns to do without (the collapse of Bowman
+    et al., CoNLL 2016). In training z = mu + sigma eps comes from the posterior (Kingma and Welling, ICLR 2014), and
+    `vae_kl` draws prior and posterior together; captions are made with z from the prior (a conditional VAE: Sohn et
+    al., NeurIPS 2015; for captions Wang et al., NeurIPS 2017).
 
     Args:
-        channels: D. vocabulary_size: V. told: numbers that the decoder takes. width: E. size: Z. dropout: on features
-            and words of the posterior.
+        channels: D. vocabulary_size: V. told: the decoder's width. width: E. size: Z. dropout: on features and
+            words of the posterior.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("mu", "logvar", "prior_mu", "prior_logvar")
@@ -60,5 +61,7 @@ class LatentHead(nn.Module):
     def draw(self, features: Tensor, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """What the decoder is told [B, told] of each image [B, h * w, D], with z = m + temperature s eps."""
         mu, logvar = self.prior(self.image(features.mean(1))).float().chunk(2, 1)
+        if not temperature:
+            return self.tell(mu)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
         return self.tell(mu + temperature * torch.exp(0.5 * logvar) * noise)

@@ -98,10 +98,10 @@ def test_the_recurrence_is_an_lstm_cell_on_word_and_gated_context() -> None:
     torch.testing.assert_close(new.cell, c)
 
 
-def test_what_is_told_of_a_caption_changes_its_first_state_and_gets_its_gradient() -> None:
+def test_what_is_told_of_a_caption_comes_with_every_word_and_gets_its_gradient() -> None:
     model = decoder()
     features, tokens = torch.randn(4, N, D), torch.randint(V, (len(IMAGE_OF), T))
-    told = torch.randn(len(IMAGE_OF), 2 * E, requires_grad=True)
+    told = torch.randn(len(IMAGE_OF), E, requires_grad=True)
     found = []
     for fast in (True, False):
         regions = model.prepare(features, None)
@@ -155,7 +155,7 @@ def test_every_parameter_gets_a_gradient(attention: str) -> None:
 def test_select() -> None:
     regions = Regions(torch.randn(2, N, E), torch.randn(2, N, E), torch.ones(2, N, dtype=torch.bool))
     assert regions.select(torch.tensor([0])).told is None
-    regions = regions._replace(told=torch.randn(2, 2 * E))
+    regions = regions._replace(told=torch.randn(2, E))
     chosen = regions.select(torch.tensor([1, 1, 0]))
     assert chosen.told is not None and regions.told is not None and torch.equal(chosen.told[1], regions.told[1])
     assert torch.equal(chosen.keys[1], regions.keys[1])

@@ -28,8 +28,8 @@ from models.heads.critic import CriticHead
 from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import SHIPPED
-from utils.config import RewardConfig, load_config
-from utils.guides import Rewards, Teachers, next_words, samples_of, with_forgeries
+from utils.config import CONFIGS, RewardConfig, load_config, parse_config, read_yaml
+from utils.guides import Rewards, Teachers, load_models, next_words, samples_of, with_forgeries
 
 PHRASES = [
     "a red plane",
@@ -328,9 +328,18 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     for arguments, fault in (
         (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
+        ([f"train.init={first / 'best.safetensors'}", "model.decoder.attention=dot"], "attention=additive, not dot"),
         ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED}]"], "other words than"),
         (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
         (["train.reward={cider: 0}", "model.losses=[{criterion: cross_entropy}]"], "nothing is rewarded"),
     ):
         with pytest.raises(UserError, match=fault):
             call(*shared, "--output-dir", tmp_path / "no", *arguments)
+
+
+def test_recipes_that_begin_with_the_checkpoint_that_ships_fit_it() -> None:
+    recipes = [path for path in CONFIGS.rglob("*.yaml") if "init: checkpoints/" in path.read_text(encoding="utf-8")]
+    assert recipes
+    for path in recipes:
+        init, _ = load_models(parse_config(read_yaml(path), str(path)))
+        assert init is not None

@@ -130,7 +130,8 @@ def test_codes_say_several_things_of_an_image(ground: Ground) -> None:
     """
     varied, information = {}, {}
     for weight in (0.0, 0.01):
-        entries = [{"criterion": "cross_entropy"}, {"criterion": "vae_kl", "head": "latent", "weight": weight}]
+        entries: list[dict[str, Any]] = [{"criterion": "cross_entropy"}]
+        entries.append({"criterion": "vae_kl", "head": "latent", "weight": weight})
         captioner, heads, batches = ground.captioner(entries, width=64)
         learn_captions(captioner, entries, batches, 60)
         decoding = DecodingConfig(method="sample", samples=5)

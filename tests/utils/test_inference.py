@@ -65,7 +65,7 @@ def test_temperature_reaches_sampling(captioner: Captioner) -> None:
 @pytest.fixture(scope="module")
 def latent(captioner: Captioner) -> Captioner:
     torch.manual_seed(1)
-    head = LatentHead(512, len(VOCABULARY), 32, width=8, size=4, dropout=0.5)
+    head = LatentHead(512, len(VOCABULARY), 16, width=8, size=4, dropout=0.5)
     with torch.no_grad():
         head.tell.weight.mul_(4)  # untrained codes hardly move the first state
     heads = {"latent": head, "parallel": ParallelHead(512, len(VOCABULARY), 12, width=8, layers=1, dropout=0.5)}
