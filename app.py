@@ -49,8 +49,9 @@ from utils.visualize import outlines, paint
 
 MAX_BYTES, MAX_PIXELS = "25mb", 50_000_000  # of an upload
 WAITING = 16  # people in the queue; one is served at a time
-EXAMPLES = ("airport", "bridge", "farmland", "port", "stadium", "storagetanks")
+EXAMPLES = ("airport", "bridge", "port", "stadium", "storagetanks")
 SHOWN = 448  # pixels of the picture on the page
+FAINT = 1.25  # times an even look: what a word looks at less than that stays pale
 
 STYLE = """
 .look { display: flex; flex-wrap: wrap; gap: 1.5rem; padding: 0; }
@@ -66,6 +67,7 @@ STYLE = """
 .look button { all: unset; padding: 0 .15em; border-radius: 4px; cursor: pointer; }
 .look button.on, .look button:hover, .look button:focus-visible { background: #fed976; color: #000; }
 .look input { width: 100%; }
+.look .peak { opacity: .65; font-size: .9rem; }
 """
 
 # One listener on the element: what it holds is replaced with every image.
@@ -75,6 +77,9 @@ const show = (key) => {
   const slider = element.querySelector('input[type=range]');
   const [beam, word] = (key || '').split('-');
   if (slider && beam === '0') slider.value = Number(word) + 1;
+  const said = key && element.querySelector(`button[data-key="${key}"]`);
+  const peak = element.querySelector('.peak');
+  if (peak) peak.textContent = said ? `“${said.textContent}”: at most ${said.dataset.peak} times an even look` : '';
 };
 for (const kind of ['pointerover', 'focusin', 'click'])
   element.addEventListener(kind, (event) => event.target.matches('button[data-key]') && show(event.target.dataset.key));
@@ -112,12 +117,12 @@ def look(image: Path, path: str) -> str:
 def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | None) -> str:
     """HTML of an image uint8 [H, W, 3] under the attention of each word of each caption, best first.
 
-    `masks` bool [N, H, W] are the regions that the attention is over, drawn with their outlines; None: a grid. Words
-    are escaped: a checkpoint's vocabulary is anybody's text.
+    `masks` bool [N, H, W] are the regions that the attention is over, drawn with their outlines; None: a grid. Each
+    word has a scale of its own, from an even look to its peak, which stands below the picture: on one scale with a word
+    that stares into a corner the others could not be seen. Words are escaped: a vocabulary is anybody's text.
     """
     painted = [paint(caption.attention, masks) for caption in captions]
     even = 1 / (captions[0].attention.shape[1] if masks is None else masks.any((1, 2)).sum())
-    most = max(2 * even, *(float(maps.max(initial=0)) for maps in painted))
     overlays, lines = [], []
     if masks is not None:
         edges = np.zeros((*masks.shape[1:], 4), np.uint8)
@@ -127,8 +132,8 @@ def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | 
         words = []
         for i, (word, looked) in enumerate(zip(caption.words, maps, strict=True)):
             key = f'data-key="{beam}-{i}"'
-            overlays.append(f'<img class="over" alt="" {key} src="{_png(_heat(looked, even, most))}">')
-            words.append(f"<button {key}>{html.escape(word)}</button>")
+            overlays.append(f'<img class="over" alt="" {key} src="{_png(_heat(looked / even))}">')
+            words.append(f'<button {key} data-peak="{looked.max() / even:.1f}">{html.escape(word)}</button>')
         score = f'<span class="score" title="geometric mean of the words\' probabilities">{math.exp(caption.score):.0%}'
         lines.append(f"<li>{score}</span><span>{' '.join(words)}</span></li>")
     picture = io.BytesIO()
@@ -140,17 +145,19 @@ def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | 
           <div class="view">
             <div class="stage"><img alt="{best}" src="{_url(picture, "jpeg")}">{"".join(overlays)}</div>
             <label>Where it looked, word by word{slider}</label>
+            <div class="peak"></div>
           </div>
           <ol>{"".join(lines)}</ol>
         </div>"""
 
 
-def _heat(looked: np.ndarray, even: float, most: float) -> np.ndarray:
-    """Attention [h, w] as RGBA of as many pixels, transparent up to an even look; the browser smooths it."""
+def _heat(looked: np.ndarray) -> np.ndarray:
+    """Attention [h, w] in even looks as RGBA of as many pixels, transparent up to 1; the browser smooths it."""
     from matplotlib import colormaps
 
-    colours = colormaps["YlOrRd"](looked / most)
-    colours[..., 3] = np.clip((looked - even) / (most - even), 0, 1) ** 0.7 * 0.85
+    share = np.clip((looked - 1) / (max(FAINT, looked.max()) - 1), 0, 1)
+    colours = colormaps["YlOrRd"](share)
+    colours[..., 3] = share**0.7 * 0.85
     return (colours * 255).astype(np.uint8)
 
 
@@ -201,7 +208,12 @@ def main(arguments: argparse.Namespace) -> None:
         with gradio.Row():
             image = gradio.File(label="Image", file_types=["image"], type="filepath", height=140)
             gallery = gradio.Gallery(
-                [str(path) for path in examples], label="Examples", columns=6, height=140, allow_preview=False
+                [str(path) for path in examples],
+                show_label=False,
+                buttons=[],
+                columns=len(examples),
+                height=140,
+                allow_preview=False,
             )
         chosen = gradio.Dropdown(found, value=found[0], label="Checkpoint", visible=len(found) > 1)
         result = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT, elem_id="result")

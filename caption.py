@@ -32,7 +32,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
     parser.add_argument(
-        "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help="such as method=sample (default: the run's)"
+        "--decoding",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another way to find captions, such as views=1, which is quick; again for more (default: the run's)",
     )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")
@@ -70,8 +74,6 @@ from heapq import nlargest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from accelerate import PartialState
-
 from data.errors import UserError
 from data.files import check_writable, writing
 from data.images import IMAGE_SUFFIXES
@@ -92,7 +94,7 @@ from utils.search import Query
 from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
-BATCH = 64  # images at a time
+BATCH = 32  # images at a time: an encoder wants 16 MB for each
 PATIENCE = timedelta(days=30)  # of a process whose share is done; where one of them dies, the launcher ends all
 
 
@@ -141,6 +143,8 @@ def main(arguments: argparse.Namespace) -> None:
             elif output is None and not query and "caption" in row:
                 print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
         if world > 1:
+            from accelerate import PartialState  # here: it takes seconds, and one process does without it
+
             PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE).wait_for_everyone()
             if rank:
                 return

@@ -1,7 +1,7 @@
 """Score captions: of a checkpoint, or of anyone's results file.
 
 python eval.py --checkpoint runs/RSICD-.../best.safetensors --dataset RSICD --data-root DIR --split val
-python eval.py --checkpoint runs/RSICD-.../best.safetensors --decoding method=sample samples=5 temperature=0.5
+python eval.py --checkpoint runs/RSICD-.../best.safetensors --decoding method=sample --decoding samples=5
 python eval.py --results captions.json --dataset RSICD --data-root DIR
 python eval.py --results captions.json --baseline others.json --dataset RSICD --data-root DIR --report report.html
 
@@ -26,10 +26,10 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beam-size", type=int, help="default: the run's")
     parser.add_argument(
         "--decoding",
-        nargs="+",
+        action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="such as method=sample samples=5 (default: the run's)",
+        help="another way to find captions, such as method=greedy; again for more (default: the run's)",
     )
     parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
     parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")

@@ -99,6 +99,7 @@ def main(config: Config, resume: bool) -> None:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
     criteria.to(accelerator.device)
     console.quiet = not accelerator.is_main_process
+    set_seed(config.seed)  # an encoder without weights is drawn
     with accelerator.main_process_first():  # what it downloads, draws or encodes the others find in the cache
         init, teachers = load_models(config)
         wanted = config.model.encoder

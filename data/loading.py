@@ -19,7 +19,7 @@ from data.annotations import AnnotatedImage
 from data.errors import UserError
 from data.images import read_image
 from data.tokenizer import tokenize
-from data.transforms import Preprocessing, to_channels_first, view_of
+from data.transforms import Preprocessing, colour_jitter, to_channels_first, view_of
 from data.vocabulary import Vocabulary
 from models.pooling import Visual
 from models.tokens import PAD
@@ -159,7 +159,8 @@ class ImageFiles:
         self.paths = list(paths)
         self.size = preprocessing.size
         self.augment, self.seed, self.blank = augment, seed, blank
-        self._transform = preprocessing.transform(augment)
+        self._resized = preprocessing.resized
+        self._jitter = colour_jitter() if augment else None
         self._reading = torch.full((SLOTS,), -1).share_memory_()  # rows, at the ids of the processes that read them
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
@@ -169,10 +170,11 @@ class ImageFiles:
         for i, row in enumerate(rows):
             if not self.blank:
                 self._reading[slot] = row
-                if self.augment:
-                    self._transform.set_random_seed(hash((self.seed, epoch, row)) % 2**32)
-                image = to_channels_first(self._transform(image=read_image(self.paths[row]))["image"])
-                out[i] = turned(torch.from_numpy(image), self.view(row, epoch))
+                image = self._resized(read_image(self.paths[row]))
+                if self._jitter:
+                    self._jitter.set_random_seed(hash((self.seed, epoch, row)) % 2**32)
+                    image = self._jitter(image=image)["image"]
+                out[i] = turned(torch.from_numpy(to_channels_first(image)), self.view(row, epoch))
         return out
 
     def last_read(self, process: int) -> Path | None:

@@ -2,15 +2,15 @@
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
-import albumentations as A
-
 from models.views import VIEWS
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
@@ -19,7 +19,7 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "are
 class Preprocessing:
     """How any image becomes the encoder's input; saved with every checkpoint.
 
-    The image is resized to `size` x `size` pixels (area averaging where it shrinks, `interpolation` where it grows).
+    The image is resized to `size` x `size` pixels (area averaging where a side shrinks, else `interpolation`).
     Its values stay uint8: the encoder holds the mean and the standard deviation that its weights want.
     """
 
@@ -32,28 +32,29 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}")
 
-    def transform(self, augment: bool = False) -> A.Compose:
-        """`transform(image=[H, W, 3])["image"]` is uint8 [size, size, 3].
-
-        With `augment` a mild change of colour; `set_random_seed` fixes which. Turns and flips are in models/views.py.
-        """
-        steps: list[Any] = [
-            A.Resize(
-                self.size,
-                self.size,
-                interpolation=INTERPOLATIONS[self.interpolation],
-                area_for_downscale="image",
-            )
-        ]
-        if augment:
-            steps.append(
-                A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=0.8)
-            )
-        return A.Compose(steps)
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """An image uint8 [H, W, 3] as [size, size, 3]."""
+        if image.shape[:2] == (self.size, self.size):
+            return image
+        shrinks = self.size < max(image.shape[:2])
+        how = cv2.INTER_AREA if shrinks else INTERPOLATIONS[self.interpolation]
+        return cv2.resize(image, (self.size, self.size), interpolation=how)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for a checkpoint's metadata; `Preprocessing(**fields)` is the way back."""
         return asdict(self)
+
+
+def colour_jitter() -> "A.Compose":
+    """A mild change of colour: `jitter(image=[H, W, 3])["image"]`; `set_random_seed` fixes which.
+
+    It is how images are augmented beside the turns and flips of models/views.py.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
+    import albumentations as A  # here: it takes a second, and what is not trained does without it
+
+    ranges = {name: (0.8, 1.2) for name in ("brightness", "contrast", "saturation")}
+    return A.Compose([A.ColorJitter(**ranges, hue=(0, 0), p=0.8)])
 
 
 def view_of(seed: int, epoch: int, row: int, views: int = VIEWS) -> int:

@@ -3,13 +3,11 @@
 from itertools import chain
 from typing import Any
 
-import timm
 import torch
-import torchvision
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from models.folding import fold_norms
+from models.lite import VARIANTS, EfficientNetLite
 
 TORCHVISION = "torchvision/"
 
@@ -41,7 +39,7 @@ class Encoder(nn.Module):
             if name.startswith(TORCHVISION):
                 self.backbone: nn.Module = _torchvision_backbone(name.removeprefix(TORCHVISION))
             else:
-                self.backbone = timm.create_model(name, pretrained=False, num_classes=0)
+                self.backbone = EfficientNetLite(name) if name in VARIANTS else _timm_backbone(name)
                 about: Any = self.backbone.pretrained_cfg
                 mean, std = about["mean"], about["std"]
         except (RuntimeError, ValueError) as error:
@@ -67,10 +65,14 @@ class Encoder(nn.Module):
         The others follow timm's count, or for torchvision's models the layers that hold parameters. Raises
         `ValueError` where the model has not as many.
         """
+        if not stages:
+            return
         if isinstance(self.backbone, nn.Sequential):
             layers = self.backbone[0] if len(self.backbone) == 1 else self.backbone
             groups = [parameters for layer in layers.children() if (parameters := list(layer.parameters()))]
         else:
+            from timm.models import group_parameters
+
             named = dict(self.backbone.named_parameters())
             matcher = self.backbone.group_matcher(coarse=True)  # type: ignore[operator]
             groups = [[named[name] for name in names] for names in group_parameters(self.backbone, matcher).values()]
@@ -97,7 +99,18 @@ class Encoder(nn.Module):
         return features.shape[1], features.shape[2]
 
 
+# timm and torchvision take seconds to import, and the encoder that ships does without them
+
+
+def _timm_backbone(name: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, pretrained=False, num_classes=0)
+
+
 def _torchvision_backbone(name: str) -> nn.Sequential:
+    import torchvision
+
     model = torchvision.models.get_model(name, weights=None)
     if isinstance(getattr(model, "features", None), nn.Module):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
         return nn.Sequential(model.features)

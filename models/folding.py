@@ -5,10 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
-
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # these very types: others standardise or otherwise change their filters
 
 
 class FoldedNorm(nn.Module):
@@ -22,13 +19,13 @@ class FoldedNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, act: nn.Module) -> None:
         super().__init__()
         self.eps = norm.eps
         self.weight, self.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        self.act = getattr(norm, "act", nn.Identity())  # timm's BatchNormAct2d brings one
+        self.act = act
 
     def scale_shift(self) -> tuple[Tensor, Tensor]:
         """Scale and shift [C]."""
@@ -44,13 +41,14 @@ class FoldedConv2d(nn.Module):
     """A convolution whose filters carry the scale of the frozen BatchNorm behind it; gradients reach both.
 
     One pass over the feature maps instead of two, in the precision of autocast (BatchNorm would stay in float32).
+    `same` pads as TensorFlow does, which depends on the image's size.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: FoldedNorm) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: FoldedNorm, same: bool) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.same = isinstance(conv, Conv2dSame)  # TensorFlow's padding, which depends on the image's size
+        self.same = same
         self._norm = (norm,)  # a tuple, so that its parameters are listed once
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,11 +57,17 @@ class FoldedConv2d(nn.Module):
         weight = self.weight * scale[:, None, None, None]
         bias = shift if self.bias is None else shift + self.bias * scale
         if self.same:
-            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
+            x = F.pad(x, [*self._padding(x, -1), *self._padding(x, -2)])
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and weight.shape[1] == 1 and torch.is_grad_enabled():
             args = (self.stride, self.padding, self.dilation, self.groups)
             return _Depthwise.apply(x, weight.to(x.dtype), bias.to(x.dtype), *args)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _padding(self, x: Tensor, axis: int) -> tuple[int, int]:
+        """What ceil(size / stride) outputs need along an axis, before and after."""
+        size, kernel, stride, dilation = x.shape[axis], self.weight.shape[axis], self.stride[axis], self.dilation[axis]
+        missing = max(((size + stride - 1) // stride - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        return missing // 2, missing - missing // 2
 
 
 class _Depthwise(torch.autograd.Function):
@@ -103,6 +107,9 @@ def fold_norms(model: nn.Module, images: Tensor) -> None:
     Which follows which is seen by running `model` on `images` [1, 3, H, W]. The model's output stays that of its
     evaluation mode; from here on its BatchNorm can only be used frozen.
     """
+    from timm.layers import Conv2dSame  # here: it takes seconds, and the encoder that ships does without it
+
+    convolutions = (nn.Conv2d, Conv2dSame)  # these very types: others standardise or otherwise change their filters
     outputs: dict[int, tuple[str, Tensor]] = {}  # id -> a convolution and its output (kept, so that ids stay unique)
     followed: dict[str, str] = {}  # convolution -> its norm
 
@@ -115,7 +122,7 @@ def fold_norms(model: nn.Module, images: Tensor) -> None:
 
     hooks = []
     for name, module in model.named_modules():
-        if type(module) in CONVOLUTIONS:
+        if type(module) in convolutions:
             hooks.append(module.register_forward_hook(partial(after_convolution, name)))
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
             hooks.append(module.register_forward_pre_hook(partial(before_norm, name)))
@@ -127,6 +134,6 @@ def fold_norms(model: nn.Module, images: Tensor) -> None:
     for conv_name, norm_name in followed.items():
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        folded = FoldedNorm(norm)
-        model.set_submodule(conv_name, FoldedConv2d(conv, folded))
+        folded = FoldedNorm(norm, getattr(norm, "act", nn.Identity()))  # timm's BatchNormAct2d brings one
+        model.set_submodule(conv_name, FoldedConv2d(conv, folded, isinstance(conv, Conv2dSame)))
         model.set_submodule(norm_name, folded)

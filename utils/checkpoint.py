@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from data.errors import UserError
 from data.files import write_whole
@@ -121,11 +122,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             heads = {name: make(*sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
             return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
-        with torch.device("meta"):  # as large as they like: no memory is taken
+        with torch.device("meta"), _Unfilled():  # as large as they like: no memory is taken
             size = sum(value.numel() for value in _own_tensors(build()).values())
         if size != sum(value.numel() for value in tensors.values()):
             raise ValueError(f"the configuration asks for {size} weights, which are not there")
-        captioner = build()
+        with _Unfilled():
+            captioner = build()
         _fill(captioner, tensors)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights are not finite")
@@ -135,6 +137,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+class _Unfilled(TorchFunctionMode):
+    """In this block `torch.nn.init` draws no numbers, which the file's would replace.
+
+    It saves more than the numbers: to draw them on the meta device torch imports its compiler, for seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _without_paths(config: Config) -> Config:

@@ -86,6 +86,8 @@ class Guides:
             raise UserError("train.reward.critic: no loss trains a critic; add {criterion: gan_loss, head: critic}")
         self.sources: dict[str, Callable[[Batch, int], Tensor]] = {}
         if config.train.reward:
+            if not (config.train.reward.cider or config.train.reward.critic):
+                raise UserError("train.reward: cider and critic are both 0, so nothing is rewarded; raise one")
             self.rewards = Rewards(captioner, batches, config.train.reward, config.data.max_words, precision)
             if "target.old_policy" in criteria.reads:
                 self.sources["old_policy"] = lambda batch, epoch: next_words(captioner, batch, precision)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -84,6 +83,7 @@ def _from_pip(package: str, name: str) -> dict[str, Tensor]:
 
 def _from_hub(name: str, ways: str) -> dict[str, Tensor]:
     import timm
+    import torchvision
 
     fetch: Callable[[], torch.nn.Module]
     if name.startswith(TORCHVISION):

@@ -1,30 +1,39 @@
+import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from data.transforms import Preprocessing, to_channels_first, view_of
+from data.transforms import Preprocessing, colour_jitter, to_channels_first, view_of
 from models.views import VIEWS, turned
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
-    np.testing.assert_array_equal(Preprocessing(64).transform()(image=IMAGE)["image"], IMAGE)
+    np.testing.assert_array_equal(Preprocessing(64).resized(IMAGE), IMAGE)
 
 
 def test_shrinking_averages() -> None:
     expected = IMAGE.reshape(32, 2, 32, 2, 3).mean((1, 3))
-    found = Preprocessing(32).transform()(image=IMAGE)["image"]
+    found = Preprocessing(32).resized(IMAGE)
     np.testing.assert_allclose(found, expected, atol=0.51)  # rounding to uint8
 
 
+@pytest.mark.parametrize(("height", "width"), [(100, 40), (40, 100), (50, 60), (90, 70), (64, 64)])
+def test_resizing_is_albumentations(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    theirs = A.Resize(64, 64, interpolation=cv2.INTER_CUBIC, area_for_downscale="image")
+    np.testing.assert_array_equal(Preprocessing(64).resized(image), theirs(image=image)["image"])
+
+
 def test_augmentation_depends_on_its_seed_alone() -> None:
-    first, second = Preprocessing(64).transform(True), Preprocessing(64).transform(True)
+    first, second = colour_jitter(), colour_jitter()
     second(image=IMAGE)
     outs = []
-    for transform in (first, second):
-        transform.set_random_seed(5)
-        outs.append(transform(image=IMAGE)["image"])
+    for jitter in (first, second):
+        jitter.set_random_seed(5)
+        outs.append(jitter(image=IMAGE)["image"])
     np.testing.assert_array_equal(*outs)
     assert (outs[0] != IMAGE).any()
 

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from utils.checkpoint import (
 from utils.config import Config, parse_config
 from utils.inference import caption_batch
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG: Config = parse_config(
     {
         "model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}},
@@ -251,3 +254,15 @@ def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
         save_file(tensors, path, file.metadata())
     with pytest.raises(UserError, match="not finite"):
         load_checkpoint(path)
+
+
+def test_the_checkpoint_that_ships_needs_no_library_that_is_slow_to_import() -> None:
+    slow = "{'timm', 'torchvision', 'albumentations', 'accelerate', 'torch._dynamo', 'sympy'}"
+    code = (
+        "import sys; import utils.sources, utils.inference; from utils.checkpoint import SHIPPED, load_checkpoint; "
+        "import torch; from models.pooling import Visual; "
+        "load_checkpoint(SHIPPED).captioner.regions(Visual(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))); "
+        f"print(sorted({slow} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
