@@ -94,7 +94,7 @@ from utils.search import Query
 from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
-BATCH = 64  # images at a time
+BATCH = 32  # images at a time: an encoder wants 16 MB for each
 PATIENCE = timedelta(days=30)  # of a process whose share is done; where one of them dies, the launcher ends all
 
 

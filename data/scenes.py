@@ -1,6 +1,7 @@
 """Scenes: georeferenced rasters of any size, band count and data type, read one tile at a time."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,13 @@ from torch import Tensor
 from data.errors import UserError
 from data.transforms import Preprocessing, to_channels_first
 
-CACHE_MB = 64  # of GDAL's block cache, which would otherwise grow to a twentieth of the memory
+CACHE = 64 << 20  # bytes of GDAL's block cache, which would otherwise grow to a twentieth of the memory
 SAMPLE = 1024  # pixels along the longer side of the decimated read that the stretch is taken from
 PIECE = 1024  # pixels of a scene's side that are reduced at once
 EMPTY = 0.1  # a tile with less than this share of pixels with data is empty
+
+# a scene need not be placed to be read; who writes maps says so in a line of its own
+warnings.filterwarnings("ignore", "Dataset has no geotransform")
 
 
 class Tile(NamedTuple):
@@ -153,7 +157,7 @@ class Scene:
         except ImportError:
             raise UserError(f"{path}: reading scenes needs pip install -r requirements-geo.txt") from None
         self.path = path
-        self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MB)
+        self._env = rasterio.Env(GDAL_CACHEMAX=CACHE)
         try:
             with self._env:
                 self._file = rasterio.open(path)

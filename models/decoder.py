@@ -47,8 +47,8 @@ class Decoder(nn.Module):
         h_t, c_t = LSTM([y_{t-1}, z'_t], h_{t-1}, c_{t-1})                               (eq. 1-3)
         logits_t = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                               (deep output, eq. 7)
 
-    h_0 and c_0 come from the mean of the regions. y is the embedding of a word, and what a head tells is added to each
-    of them; W_o is tied to it (Press & Wolf, EACL 2017), since 17,813 distinct captions are few.
+    h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
+    EACL 2017), since 17,813 distinct captions are few. What a head tells is added to y where the LSTM reads it.
 
     Args:
         vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.
@@ -104,8 +104,7 @@ class Decoder(nn.Module):
         images = len(regions.keys)
         grouping = Grouping.of(torch.arange(images, device=tokens.device) if image_of is None else image_of, images)
         words = self.dropout(self.embedding(tokens.T))  # [T, P, E]
-        words = words if told is None else words + told
-        from_words = self.from_word(words)  # none of it depends on the state
+        from_words = self.from_word(words if told is None else words + told)  # none of it depends on the state
         start = self.start(regions)
         hiddens, contexts, attention = Recurrence.apply(
             *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
@@ -120,13 +119,14 @@ class Decoder(nn.Module):
     def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
         """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
         words = self.dropout(self.embedding(tokens))
+        heard = words
         if regions.told is not None:
-            words = (words.view(len(regions.told), -1, self.width) + regions.told[:, None]).flatten(0, 1)
+            heard = (words.view(len(regions.told), -1, self.width) + regions.told[:, None]).flatten(0, 1)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
         query = query.view(regions.keys.shape[0], -1, self.width)  # [B, c, E]; len() would fix B in an export
         attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
         context = torch.sigmoid(gate) * (attention.to(regions.values.dtype) @ regions.values).flatten(0, 1)
-        i, f, o, g = (self.from_word(words) + recurrent + self.from_context(context)).chunk(4, -1)
+        i, f, o, g = (self.from_word(heard) + recurrent + self.from_context(context)).chunk(4, -1)
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell).to(o.dtype)
         return self._logits(hidden, context, words), State(hidden, cell), attention.flatten(0, 1)

@@ -163,7 +163,7 @@ def test_a_full_disk_keeps_what_is_done(checkpoint: Path, tmp_path: Path, capsys
     photos(tmp_path / "in", 2 * caption.BATCH)
     output = tmp_path / "o.csv"
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12000, limits[1]))  # bytes: less than two batches
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))  # bytes: less than two batches
     try:
         with pytest.raises(UserError, match=r"o\.csv\.partial: cannot be written"):
             call(tmp_path / "in", "--checkpoint", checkpoint, "--output", output)

@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from data.files import write_whole
@@ -12,7 +13,8 @@ from utils.journal import Row
 
 SIDE = 1400  # pixels of the scene's longer side in the picture
 NAMED = 12  # captions that have a colour of their own, the most frequent
-READABLE = 110  # pixels that a tile needs to hold its caption
+READABLE = 110  # pixels that a tile needs to hold its caption, beside what it shares with the next
+ROOM = 70  # pixels under which a tile's caption is left out, since the next tile lies over it
 
 
 def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> None:
@@ -20,7 +22,8 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
 
     Where there is none, a legend names the most frequent captions, each with its number and the colour of its tiles;
     the other tiles are grey. Where rows have a `match` (of `--find`), tiles that match better than no image would are
-    framed by how well: from yellow to red, the best one thickest.
+    framed by how well, from yellow to red, the best one thickest and on top; only these have their caption in them,
+    after their match.
 
     Raises:
         UserError: the scene cannot be read or the picture not written.
@@ -34,30 +37,34 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
     scale = overview.shape[1] / scene.width
     scene.close()
     counts = Counter(row["caption"] for row in rows)
-    readable = tiling.size * scale >= READABLE
+    readable = (tiling.size - tiling.overlap) * scale >= READABLE
     named = [] if readable else [caption for caption, _ in counts.most_common(NAMED)]
     colours = {caption: colormaps["tab20"](2 * i % 20 + i // 10) for i, caption in enumerate(named)}
     best = max([row["match"] for row in rows if "match" in row], default=0)
 
     legend = 0.24 * (len(named) + 2) if named else 0.0
-    wide, high = max(6.0, overview.shape[1] / 100), overview.shape[0] / 100
-    figure = Figure(figsize=(wide, high + legend), dpi=100)
-    axes = figure.add_axes((0, legend / (high + legend), 1, high / (high + legend)))
+    inches = overview.shape[0] / 100
+    figure = Figure(figsize=(max(6.0, overview.shape[1] / 100), inches + legend), dpi=100)
+    axes = figure.add_axes((0, legend / (inches + legend), 1, inches / (inches + legend)))
     axes.set_axis_off()
     axes.imshow(overview)
-    for row in rows:
-        tile = parse_tile_name(row["file"])[1]
-        if tile is None:
-            continue
+    tiles = [(row, tile) for row in rows if (tile := parse_tile_name(row["file"])[1])]
+    # where the next column or row begins: the last ones may lie over all but a sliver of those before them
+    right, below = (dict(pairwise(sorted({tile[axis] for _, tile in tiles}))) for axis in (0, 1))
+    for row, tile in sorted(tiles, key=lambda pair: pair[0].get("match", 0)):
         x, y, width, height = (value * scale for value in tile)
+        text = row["caption"]
         colour, line = colours.get(row["caption"], "white" if readable else "lightgrey"), 1.5
         if "match" in row:
             share = max(0.0, row["match"]) / max(best, 1e-9)
+            text = f"{row['match']:+.2f}  {text}"
             colour, line = (colormaps["YlOrRd"](share), 1 + 5 * share) if share else ("grey", 0.5)
         corner = (x + line / 2, y + line / 2)
         axes.add_patch(Rectangle(corner, width - line, height - line, fill=False, edgecolor=colour, linewidth=line))
-        if readable:
-            words = textwrap.wrap(row["caption"], max(12, int(width / 7.5)))[: max(1, int(height / 20))]
+        wide = (right.get(tile.x, tile.x + tile.width) - tile.x) * scale
+        high = (below.get(tile.y, tile.y + tile.height) - tile.y) * scale
+        if readable and min(wide, high) >= ROOM and row.get("match", 1) > 0:
+            words = textwrap.wrap(text, int(wide / 7.5))[: int(high / 20)]
             box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2}
             axes.text(x + 8, y + 8, "\n".join(words), color="white", fontsize=8, va="top", bbox=box)
     if named and not best:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from models.heads import Seen
 from models.tokens import PAD
 
+LIMIT = 8.0  # of a log variance: their ratio stays a number, also where no loss holds it
+
 # Shapes: B images, P captions, T words, D encoder channels, V vocabulary, Z dimensions of the code, E width inside.
 
 
@@ -47,8 +49,8 @@ class LatentHead(nn.Module):
         states, _ = self.gru(self.dropout(self.words(seen.tokens)))
         last = (seen.tokens != PAD).sum(1) - 1
         text = states[torch.arange(len(states), device=last.device), last]
-        mu, logvar = self.posterior(torch.cat([image, text], 1)).float().chunk(2, 1)
-        prior_mu, prior_logvar = self.prior(image).float().chunk(2, 1)
+        mu, logvar = gaussian(self.posterior(torch.cat([image, text], 1)))
+        prior_mu, prior_logvar = gaussian(self.prior(image))
         code = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu) if self.training else prior_mu
         return {
             "mu": mu,
@@ -60,8 +62,14 @@ class LatentHead(nn.Module):
 
     def draw(self, features: Tensor, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """What the decoder is told [B, told] of each image [B, h * w, D], with z = m + temperature s eps."""
-        mu, logvar = self.prior(self.image(features.mean(1))).float().chunk(2, 1)
+        mu, logvar = gaussian(self.prior(self.image(features.mean(1))))
         if not temperature:
             return self.tell(mu)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
         return self.tell(mu + temperature * torch.exp(0.5 * logvar) * noise)
+
+
+def gaussian(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance [P, Z] in float32, the latter within `LIMIT`, of any numbers [P, 2 Z]."""
+    mu, logvar = numbers.float().chunk(2, 1)
+    return mu, LIMIT * torch.tanh(logvar / LIMIT)

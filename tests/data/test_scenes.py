@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.env import get_gdal_config
 from rasterio.transform import Affine, from_origin
 
 from data.errors import UserError
@@ -189,6 +190,13 @@ def test_a_wide_scene_is_reduced_piece_by_piece(
     assert reduced.shape == (1, 100, 30) and there.sum() >= 100 * 30 - 1  # at most the one corner is 0
     # nearest neighbours: every pixel comes from the 2 x 2 that it stands for, or one beside them at a piece's edge
     assert (abs(rows - 2 * np.arange(100)[:, None]) <= 2).all() and (abs(columns - 2 * np.arange(30)) <= 2).all()
+
+
+def test_blocks_are_unpacked_once_and_not_for_every_line(tmp_path: Path) -> None:
+    """rasterio takes GDAL_CACHEMAX in bytes, GDAL itself in megabytes."""
+    scene = Scene(write(tmp_path / "a.tif", noise(3, 64, 64)))
+    with scene._env:
+        assert get_gdal_config("GDAL_CACHEMAX") == 64 << 20
 
 
 def test_nothing_is_read_before_pixels_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

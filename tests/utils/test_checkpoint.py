@@ -76,7 +76,7 @@ def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path) ->
     tree = CONFIG.model_dump()
     tree["model"]["losses"] = losses
     config = parse_config(tree, "")
-    heads = {name: make(config, len(VOCABULARY), 512) for name, make in LASTING.items()}
+    heads = {name: LASTING[name](config, len(VOCABULARY), 512) for name in ("latent", "parallel")}
     heads["concepts"] = torch.nn.Linear(3, 3)
     model = build_captioner(config, Encoder("resnet18"), len(VOCABULARY), 512, heads).eval()
     save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), config, {}))

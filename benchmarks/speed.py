@@ -1,0 +1,310 @@
+"""How fast it is: ours beside the yardstick (benchmarks/yardstick.py) and beside what the machine can do.
+
+    python benchmarks/speed.py [--row NAME ...] [--seconds 20] [--data-root DIR]
+
+Ours and the yardstick take turns in one run; of each the median rate is printed, and the median of the ratios of
+neighbours. A share is that of the rate which the row's matrix products alone would allow, at the speed of a large
+matrix product in the same precision, measured first. Features, captions and pictures are stand-ins of RSICD's sizes:
+as many words, repeats and pixels. With --data-root two rows train on RSICD itself, for as long as that takes.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import yardstick
+from benchmarks.standins import BATCH, PRECISION, Training, UsualTraining, folder, pictures, store
+from data.images import read_image
+from data.loading import BatchKey, ImageFiles, visual_loader
+from data.regions import RegionFinder, RegionSpec
+from data.transforms import Preprocessing
+from models.decoding import beam_search
+from models.encoder import Encoder
+from models.pooling import pool_regions
+from utils.checkpoint import SHIPPED, load_checkpoint
+from utils.devices import autocast, keep_freed_memory
+from utils.sources import encode
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = 512  # to train on
+ENCODER = "tf_efficientnet_lite2"
+CPU = torch.device("cpu")
+TRAIN = 8734  # RSICD's train images
+
+
+class Limits(NamedTuple):
+    """What the machine does: FLOP/s of a large matrix product, bytes/s of a copy (read + written), JPEGs/s."""
+
+    products: float
+    copies: float
+    jpegs: float
+
+
+class Row(NamedTuple):
+    """A line of the table; None where there is nothing to compare with. `limit` has the unit of `ours`."""
+
+    name: str
+    unit: str
+    ours: float
+    yardstick: float | None = None
+    ratio: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+
+def taking_turns(ours: Callable[[], float], theirs: Callable[[], float], seconds: float) -> tuple[float, float, float]:
+    """Median rates of both and the median ratio; each call returns how many things it did."""
+    rates: list[list[float]] = [[], []]
+    for call in (ours, theirs):  # once for what the first call sets up
+        call()
+    began = time.perf_counter()
+    while len(rates[1]) < 3 or time.perf_counter() - began < seconds:
+        for rate, call in zip(rates, (ours, theirs), strict=True):
+            start = time.perf_counter()
+            done = call()
+            rate.append(done / (time.perf_counter() - start))
+    ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
+    return statistics.median(rates[0]), statistics.median(rates[1]), ratio
+
+
+def flops(call: Callable[[], object]) -> float:
+    """FLOPs of the matrix products and convolutions of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def best(call: Callable[[], object], runs: int = 15) -> float:
+    """Least seconds of some runs: what the machine can do when it is let."""
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@cache
+def limits() -> Limits:
+    """The machine's, in the precision that `train.precision: auto` chooses here."""
+    dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+    a, b = torch.randn(2, 2048, 2048, dtype=dtype)
+    products = 2 * 2048**3 / best(partial(torch.mm, a, b))
+    block = torch.randn(2**26)
+    copies = 2 * 4 * 2**26 / best(partial(torch.empty_like(block).copy_, block))
+    path = pictures(1)[0]
+    jpegs = 1 / best(partial(read_image, path), 100)
+    return Limits(products, copies, jpegs)
+
+
+# The rows
+
+
+def training(attention: str, seconds: float) -> Iterator[Row]:
+    ours = Training(attention, store(IMAGES))
+    rates = taking_turns(ours.step, UsualTraining(ours).step, seconds)
+    done, spent = 0.0, 0.0
+    for _ in range(4):
+        counted: list[float] = []
+        spent += flops(lambda: counted.append(ours.step()))  # noqa: B023
+        done += counted[0]
+    limit = limits().products * done / spent
+    yield Row(f"decoder training, {attention}", "captions/s", *rates, limit)
+
+
+def beam(seconds: float) -> Iterator[Row]:
+    shipped = load_checkpoint(SHIPPED).captioner
+    paths = pictures(BATCH)
+    images = ImageFiles(paths, Preprocessing()).read(range(len(paths)))
+    features = encode(shipped.encoder, images, PRECISION)
+    theirs = yardstick.Yardstick.of(shipped.decoder).eval()
+    turn = cycle(range(len(features)))
+
+    def ours() -> float:
+        with torch.inference_mode(), autocast(CPU, PRECISION):
+            beam_search(shipped.decoder, shipped.decoder.prepare(features, None), 5)
+        return len(features)
+
+    def usual() -> float:
+        rows = [next(turn) for _ in range(8)]
+        return len([yardstick.beam_search(theirs, features[row : row + 1].clone(), 5) for row in rows])
+
+    rates = taking_turns(ours, usual, seconds)
+    yield Row("beam search, 5 beams", "images/s", *rates, limits().products * len(features) / flops(ours))
+
+
+def features(seconds: float) -> Iterator[Row]:
+    encoder, usual = encoders()
+    paths = pictures(2 * yardstick.BATCH)
+    files = ImageFiles(paths, Preprocessing())
+    keys = [BatchKey(0, list(range(i, i + yardstick.BATCH))) for i in range(0, len(paths), yardstick.BATCH)]
+
+    def ours() -> float:
+        return sum(len(encode(encoder, images, PRECISION)) for images in visual_loader(files, keys, workers=0))
+
+    def theirs() -> float:
+        with torch.no_grad():
+            batches = (torch.stack([as_tensor(path) for path in paths[k.rows[0] : k.rows[-1] + 1]]) for k in keys)
+            return sum(len(yardstick.encode(usual, images)) for images in batches)
+
+    rates = taking_turns(ours, theirs, seconds)
+    images = files.read(keys[0].rows)
+    spent = flops(lambda: encode(encoder, images, PRECISION)) / len(images)
+    with torch.no_grad():
+        exact = yardstick.encode(usual, images)
+        off = float((encode(encoder, images, PRECISION) - exact).norm() / exact.norm())
+    note = f"features differ by {off:.1e} of their norm; reading JPEGs alone: {limits().jpegs:.0f}/s"
+    yield Row("features from JPEG", "images/s", *rates, limits().products / spent, note)
+
+
+def tuning(seconds: float) -> Iterator[Row]:
+    encoder, usual = encoders()
+    images = ImageFiles(pictures(16), Preprocessing()).read(range(16))
+
+    def ours() -> float:
+        with autocast(CPU, PRECISION):
+            loss = encoder.train()(images).float().square().mean()
+        loss.backward()
+        return len(images)
+
+    def theirs() -> float:
+        yardstick.encode(usual, images).square().mean().backward()
+        return len(images)
+
+    rates = taking_turns(ours, theirs, seconds)
+    yield Row("tuning the encoder", "images/s", *rates, limits().products * len(images) / flops(ours))
+
+
+def regions(seconds: float) -> Iterator[Row]:
+    encoder, _ = encoders()
+    images = ImageFiles(pictures(32), Preprocessing()).read(range(32))
+    arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
+    seen = encode(encoder, images, PRECISION).float()
+    for kind in ("slic", "felzenszwalb", "selective_search"):
+        finder = RegionFinder(RegionSpec(kind), 7)
+
+        def ours(finder: RegionFinder = finder) -> float:
+            shares = np.stack([finder.find(array, "").shares for array in arrays])
+            pool_regions(seen, torch.from_numpy(shares))
+            return len(arrays)
+
+        rates = taking_turns(ours, lambda: float(len(encode(encoder, images, PRECISION))), seconds / 3)
+        yield Row(f"regions and pooling, {kind}", "images/s", *rates, note="beside our extraction, regions on one core")
+
+
+def self_critical(seconds: float) -> Iterator[Row]:
+    sampled, plain = Training("additive", store(IMAGES), reward=True), Training("additive", store(IMAGES))
+    ours, theirs, ratio = taking_turns(lambda: sampled.step() and 1.0, lambda: plain.step() and 1.0, seconds)
+    note = f"beside a cross-entropy step of ours: {1 / ratio:.2f} x its time; 5 samples an image"
+    yield Row("self-critical step", "steps/s", ours, theirs, ratio, note=note)
+
+
+def memory(seconds: float) -> Iterator[Row]:
+    small, large = (_peak_memory(images) for images in (TRAIN // 10, TRAIN))
+    yield Row("peak memory, training", "MB", large, small, large / small, note="beside a store of a tenth of the size")
+
+
+def _peak_memory(images: int) -> float:
+    code = f"from benchmarks.standins import peak_memory; peak_memory({str(store(images).path)!r})"
+    return float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
+
+
+def start(seconds: float) -> Iterator[Row]:
+    for name, words in (
+        ("start, train.py --help", ["train.py", "--help"]),
+        ("start, caption.py on an image", ["caption.py", str(pictures(1)[0])]),
+    ):
+        run = partial(subprocess.run, [sys.executable, *words], cwd=ROOT, capture_output=True, check=True)
+        run()
+        yield Row(name, "s", best(run, 5), note="the best of 5")
+
+
+def whole(data_root: str, seconds: float) -> Iterator[Row]:
+    words = [sys.executable, "train.py", "--dataset", "RSICD", "--data-root", data_root]
+    words += ["--output-dir", str(folder() / "run"), f"data.cache_dir={folder() / 'cache'}"]
+    began = time.perf_counter()
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    printed = child.stdout.read() if child.stdout else ""
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"train.py failed: {printed[-500:]}")
+    line = [line for line in printed.splitlines() if line.strip()][-1]
+    yield Row("JPEGs to val CIDEr", "min", (time.perf_counter() - began) / 60, note=line[:120])
+    yield Row("the same, peak memory", "MB", used.ru_maxrss / 1024, note="of its largest process")
+
+
+ROWS: dict[str, Callable[[float], Iterator[Row]]] = {
+    "additive": partial(training, "additive"),
+    "dot": partial(training, "dot"),
+    "beam": beam,
+    "features": features,
+    "tuning": tuning,
+    "regions": regions,
+    "self-critical": self_critical,
+    "memory": memory,
+    "start": start,
+}
+
+
+def encoders() -> tuple[Encoder, torch.nn.Module]:
+    """Ours and the yardstick's, with the same weights."""
+    torch.manual_seed(0)
+    usual = yardstick.encoder(ENCODER)
+    encoder = Encoder(ENCODER)
+    encoder.backbone.load_state_dict(copy.deepcopy(usual.state_dict()))
+    return encoder, usual
+
+
+def as_tensor(path: Path) -> Tensor:
+    """An image as it is usually read: uint8 [3, 224, 224]."""
+    image = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def line(row: Row) -> str:
+    """A row of a Markdown table."""
+    numbers = ["" if value is None else f"{value:,.4g}" for value in (row.ours, row.yardstick, row.ratio, row.limit)]
+    share = f"{row.ours / row.limit:.0%}" if row.limit else ""
+    return f"| {' | '.join([f'{row.name}, {row.unit}', *numbers, share, row.note])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", nargs="+", choices=ROWS, help="only these (default: all)")
+    parser.add_argument("--data-root", metavar="DIR", help="RSICD's files: adds two rows, as long as training takes")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that each row measures for (default: 20)")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    machine = limits()
+    print(
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {PRECISION}: products "
+        f"{machine.products / 1e9:.0f} GFLOP/s, copies {machine.copies / 1e9:.1f} GB/s, JPEGs {machine.jpegs:.0f}/s\n"
+    )
+    print("| what | ours | yardstick | ratio | limit | share | |\n|---|---:|---:|---:|---:|---:|---|")
+    rows = {name: ROWS[name] for name in arguments.row or ROWS}
+    if arguments.data_root:
+        rows["whole"] = partial(whole, arguments.data_root)
+    for measure in rows.values():
+        for row in measure(arguments.seconds):
+            print(line(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
