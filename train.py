@@ -190,12 +190,15 @@ def open_data(
 def build_model(
     config: Config, data: Data, encoder: Encoder, init: Checkpoint | None
 ) -> tuple[Captioner, torch.optim.Optimizer]:
-    """The captioner, with the decoder of `init` where there is one, and AdamW, whose groups know their `peak` rates."""
+    """The captioner, its decoder and heads going on from `init`, and AdamW, whose groups know their `peak` rates."""
     set_seed(config.seed)  # again: a decoder begins the same with whatever heads
     modules = {name: head.module for name, head in data.heads.items()}
     captioner = build_captioner(config, encoder, len(data.vocabulary), data.channels, modules).to(encoder.mean.device)
     if init:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
+        for name, head in init.captioner.heads.items():
+            if name in captioner.heads:
+                captioner.heads[name].load_state_dict(head.state_dict())
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     kept = [{**group, "peak": group["lr"]} for group in groups]
     return captioner, torch.optim.AdamW(kept, betas=(0.9, 0.98), fused=True)

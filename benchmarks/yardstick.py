@@ -38,12 +38,12 @@ class Yardstick(nn.Module):
     def of(cls, decoder: Decoder) -> "Yardstick":
         """The yardstick with a decoder's weights; one with dot-product attention leaves `score` random."""
         vocabulary_size, width = decoder.embedding.weight.shape
-        channels = decoder.region[1].weight.shape[1]
+        channels = decoder.get_parameter("region.1.weight").shape[1]
         model = cls(vocabulary_size, channels, width, decoder.dropout.p)
         for name in ("embedding", "region", "key", "output_context", "classifier"):
             getattr(model, name).load_state_dict(getattr(decoder, name).state_dict())
         if decoder.attention:
-            model.score.weight.copy_(decoder.attention["score"].weight)
+            model.score.weight.copy_(decoder.get_parameter("attention.score.weight"))
         parts = [width, width, 4 * width]
         for kind in ("weight", "bias"):
             query, gate, recurrent = getattr(decoder.from_hidden, kind).split(parts)

@@ -33,7 +33,15 @@ STEM, CHANNELS, EPS = 32, 1280, 1e-3
 class EfficientNetLite(nn.Module):
     """A variant by its name, without classifier, BatchNorm frozen and folded: what `Encoder` needs of timm's models."""
 
+    conv_stem: nn.Module
+    bn1: nn.Module
+    conv_head: nn.Module
+    bn2: nn.Module
     num_features = CHANNELS
+    conv_stem: nn.Module
+    bn1: nn.Module
+    conv_head: nn.Module
+    bn2: nn.Module
     pretrained_cfg: ClassVar = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # what timm's weights were trained with
 
     def __init__(self, name: str) -> None:

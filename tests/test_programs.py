@@ -35,6 +35,7 @@ from utils.config import load_config
 pytestmark = pytest.mark.slow
 PROGRAMS = {"train": train, "eval": eval_program, "caption": caption}
 ROOT = Path(__file__).resolve().parent.parent
+Words = list[str | Path]
 Program = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     "data.size=96",
@@ -107,7 +108,7 @@ def test_a_folder_with_a_run_is_only_taken_to_go_on(
     scenes: Path, run_dir: Path, cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run_dir / "metrics.jsonl").read_text()
-    arguments: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir]
+    arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir]
     arguments += ["--epochs", "3", "model.encoder.name=tf_efficientnet_lite0", *SMALL, cache]
     for more, fault in (([], "--resume"), (["--resume", "train.clip=2"], r"train\.clip was 1\.0 and is 2\.0")):
         with pytest.raises(UserError, match=fault) as caught:
@@ -175,7 +176,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
     results, output = tmp_path / "captions.json", tmp_path / "scored.json"
     by_name = [{"image_id": row["filename"], "caption": row["caption"]} for row in evaluated["captions"]]
     results.write_text(json.dumps(by_name))
-    arguments: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
     call("eval", "--results", results, *arguments, "--output", output)
     assert json.loads(output.read_text())["metrics"] == evaluated["metrics"]
 
@@ -193,7 +194,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
 
 def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: Path, tmp_path: Path) -> None:
     checkpoint = run_dir / "best.safetensors"
-    data: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+    data: Words = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
     call("eval", "--checkpoint", checkpoint, *data, "--output", tmp_path / "r.json", "--report", tmp_path / "r.html")
     result, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
     assert page.count("data:image/jpeg") == page.count("data-attention") == page.count("<canvas") == 17 + 6
@@ -208,13 +209,13 @@ def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: P
 def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
     scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data: list[str | Path] = ["--dataset", "RSICD", "--data-root", scenes]
+    data: Words = ["--dataset", "RSICD", "--data-root", scenes]
     losses = [{"criterion": "cross_entropy"}, {"criterion": "vae_kl", "head": "latent", "weight": 0.01}]
     losses.append({"criterion": "ctc_loss", "head": "parallel"})
     small = ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache, f"model.losses={json.dumps(losses)}"]
     call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small)
     assert {"val/latent/KL", "val/parallel/CIDEr", "val/CIDEr"} <= lines(tmp_path / "run")[-1].keys()
-    checkpoint: list[str | Path] = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
+    checkpoint: Words = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
     said = {}
     for way in ("method=greedy", "method=parallel", "method=sample samples=3 temperature=2"):
         words = [word for setting in way.split() for word in ("--decoding", setting)]
@@ -233,7 +234,7 @@ def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
 
 
 def test_captions_in_every_format(program: Program, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
-    checkpoint: list[str | Path] = ["--checkpoint", run_dir / "best.safetensors"]
+    checkpoint: Words = ["--checkpoint", run_dir / "best.safetensors"]
     names = sorted(p.name for p in (scenes / "RSICD_images").iterdir())[:3]
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -387,7 +388,7 @@ def test_the_default_makes_its_own_scenes_and_tracks_offline(
 
 
 def test_the_encoder_can_be_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
-    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    arguments: Words = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
     call("train", *arguments, "model.encoder.trainable=true", "model.encoder.lr=1e-3", "train.accumulation=2")
     from safetensors.torch import load_file
 
@@ -406,7 +407,7 @@ def test_any_list_of_losses_can_be_trained(scenes: Path, cache: str, tmp_path: P
         "{criterion: softmax_focal_loss, weight: 0.5}",
         "{criterion: softmax_focal_loss, gamma: 0.0, alpha: ~, weight: 0}",
     ]
-    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    arguments: Words = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
     call("train", *arguments, f"model.losses=[{', '.join(losses)}]", "data.limit=40")
     line = lines(tmp_path / "run")[0]
     plain, focal, zero = (line[f"train/{n}"] for n in ("cross_entropy", "softmax_focal_loss", "softmax_focal_loss_1"))
@@ -417,7 +418,7 @@ def test_any_list_of_losses_can_be_trained(scenes: Path, cache: str, tmp_path: P
 def test_a_head_learns_beside_the_captions(scenes: Path, cache: str, tmp_path: Path) -> None:
     """Concepts on frozen features: their mAP rises above that of a head that only knows how frequent each one is."""
     losses = "[{criterion: custum_loss}, {criterion: focal_loss, head: concepts, alpha: ~, gamma: 0, weight: 20}]"
-    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--epochs", "4", f"model.losses={losses}"]
+    arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--epochs", "4", f"model.losses={losses}"]
     call("train", *arguments, "--output-dir", tmp_path / "run", *SMALL, cache)
     found = [line["val/concepts/mAP"] for line in lines(tmp_path / "run") if "val/concepts/mAP" in line]
     dataset = load_dataset("RSICD", scenes, "captioning")
@@ -435,7 +436,7 @@ def test_heads_of_every_family_learn_in_one_run(
 ) -> None:
     heads = {"dice_loss": "segmentation", "yolox_loss": "yolox", "alignment_kl": "retrieval"}
     losses = ["{criterion: custum_loss}", *(f"{{criterion: {loss}, head: {head}}}" for loss, head in heads.items())]
-    arguments = ["--data-root", scenes, "--epochs", "2", f"model.losses=[{', '.join(losses)}]", *SMALL, cache]
+    arguments: Words = ["--data-root", scenes, "--epochs", "2", f"model.losses=[{', '.join(losses)}]", *SMALL, cache]
     arguments += ["data.limit=40", "data.size=128", "decoding.method=greedy", "--output-dir", tmp_path / "run"]
     call("train", *arguments)
     for loss, metric in (("dice_loss", "segmentation/mIoU"), ("alignment_kl", "retrieval/image_to_text_R@5")):
@@ -447,9 +448,9 @@ def test_heads_of_every_family_learn_in_one_run(
 
 def test_find_ranks_by_the_embedding_that_was_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
     losses = "[{criterion: custum_loss}, {criterion: alignment_kl, head: retrieval, scale: 20}]"
-    arguments = ["--data-root", scenes, "--epochs", "6", f"model.losses={losses}", *SMALL, cache]
+    arguments: Words = ["--data-root", scenes, "--epochs", "6", f"model.losses={losses}", *SMALL, cache]
     call("train", *arguments, "--output-dir", tmp_path / "run")
-    best = ["--checkpoint", tmp_path / "run" / "best.safetensors", "--output", tmp_path / "found.json"]
+    best: Words = ["--checkpoint", tmp_path / "run" / "best.safetensors", "--output", tmp_path / "found.json"]
     call("caption", scenes / "RSICD_images", *best, "--find", "a white plane on a runway")
     match = {Path(row["file"]).name: row["match"] for row in json.loads((tmp_path / "found.json").read_text())}
     assert all(-1 <= value <= 1 for value in match.values())
@@ -486,7 +487,7 @@ def test_two_processes_train_as_one(
 def test_blank_images_are_seen_as_blank(
     scenes: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
+    arguments: Words = ["--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "1", *SMALL, cache]
     call("train", *arguments, "data.blank_images=true", "data.limit=20")
     assert "20 train and 17 val images" in capsys.readouterr().out
     output = tmp_path / "out.json"

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors with JSON in the metadata; nothing in them is ever executed.
 
-`best.safetensors` is all that inference needs: weights of encoder, decoder and the heads that captions are made or
-searched with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that `--resume` needs:
-weights, optimizer, progress.
+`best.safetensors` is all that inference and the next run need: weights of encoder, decoder and the heads that captions
+are made, searched or rewarded with, configuration, vocabulary, preprocessing. `last/state.safetensors` is all that
+`--resume` needs: weights, optimizer, progress.
 """
 
 import json
@@ -24,6 +24,7 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.heads.critic import CriticHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.retrieval import RetrievalHead
@@ -50,11 +51,18 @@ def make_retrieval(config: Config, vocabulary_size: int, channels: int) -> Retri
     return RetrievalHead(channels, vocabulary_size, **config.model.heads.retrieval.model_dump())
 
 
-# The heads that captions are made or searched with, so that checkpoints hold them; all others only serve training.
+def make_critic(config: Config, vocabulary_size: int, channels: int) -> CriticHead:
+    """`head: critic`."""
+    return CriticHead(channels, vocabulary_size, **config.model.heads.critic.model_dump())
+
+
+# The heads that captions are made, searched or, in the next run, rewarded with, so that checkpoints hold them; all
+# others serve the training of one run.
 LASTING: dict[str, Callable[[Config, int, int], nn.Module]] = {
     "latent": make_latent,
     "parallel": make_parallel,
     "retrieval": make_retrieval,
+    "critic": make_critic,
 }
 
 

@@ -48,7 +48,8 @@ def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint]]:
             raise UserError(f"{path}: other words than {paths[0]} has; train both on the same captions")
     if config.train.init is None:
         return None, loaded
-    for part in ("model.encoder.name", "model.decoder.width", "model.decoder.attention", "regions"):
+    parts = ["model.encoder.name", "model.decoder.width", "model.decoder.attention", "regions"]
+    for part in (*parts, *(f"model.heads.{name}" for name in loaded[0].captioner.heads)):
         had, wanted = (attrgetter(part)(which) for which in (loaded[0].config, config))
         if had != wanted:
             raise UserError(f"{paths[0]}: trained with {part}={had}, not {wanted}; begin with the same")

@@ -40,7 +40,7 @@ from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
 from models.heads.retrieval import RetrievalHead
-from utils.checkpoint import make_latent, make_parallel, make_retrieval
+from utils.checkpoint import make_critic, make_latent, make_parallel, make_retrieval
 from utils.config import Config
 from utils.devices import autocast
 
@@ -105,8 +105,7 @@ def build_retrieval(setting: Setting) -> Head:
 
 def build_critic(setting: Setting) -> Head:
     """Captions of people from captions of the captioner."""
-    options = setting.config.model.heads.critic
-    head = CriticHead(setting.channels, len(setting.vocabulary), options.width, options.dropout)
+    head = make_critic(setting.config, len(setting.vocabulary), setting.channels)
     return Head(head, Authors(), telling_apart)
 
 

@@ -27,7 +27,7 @@ from models.encoder import Encoder
 from models.heads.critic import CriticHead
 from models.pooling import Visual
 from models.tokens import END, PAD, START
-from utils.checkpoint import SHIPPED
+from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import CONFIGS, RewardConfig, load_config, parse_config, read_yaml
 from utils.guides import Rewards, Teachers, load_models, next_words, samples_of, with_forgeries
 
@@ -309,8 +309,10 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     ]
     shared += ["train.precision=fp32", "decoding.method=greedy", "model.decoder.width=24", "train.log_every=1"]
     first, second = tmp_path / "first", tmp_path / "second"
-    call(*shared, "--output-dir", first, "--epochs", "2", "train.lr=1e-2")
-    critical: list[str | Path] = ["--output-dir", second, "--epochs", "1", f"train.init={first / 'best.safetensors'}"]
+    begin = "model.losses=[{criterion: cross_entropy}, {criterion: gan_loss, head: critic}]"
+    call(*shared, "--output-dir", first, "--epochs", "2", "train.lr=1e-2", begin)
+    critical: list[str | Path] = ["--output-dir", second, "--seed", "1", "--epochs", "1"]
+    critical += [f"train.init={first / 'best.safetensors'}"]
     critical += ["train.reward={samples: 3, critic: 1}", "train.updates=2", "train.accumulation=2"]
     losses = "{criterion: cross_entropy}, {criterion: rlhf_kl}, {criterion: policy_kl, weight: 0.1}"
     losses += ", {criterion: gan_loss, head: critic}"
@@ -319,6 +321,10 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     assert {"val/critic/AP_sampled", "val/critic/AP_other", "val/critic/accuracy"} <= log[-1].keys()
     log = [line for line in log if "train/loss" in line]
     assert all({"train/reward", "train/rlhf_kl", "train/policy_kl", "train/gan_loss"} <= line.keys() for line in log)
+    loaded = (load_checkpoint(run / "best.safetensors").captioner.state_dict() for run in (first, second))
+    before, after = (tensors["heads.critic.pair.words.weight"] for tensors in loaded)
+    moved = before - after  # of another seed: were it a new one, it would be far
+    assert 0 < moved.abs().max() < 0.1
     assert log[0]["train/policy_kl"] > 0  # the second update of the first batches has moved away from their policy
     assert len(log) == 3
 
