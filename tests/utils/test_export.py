@@ -69,6 +69,6 @@ def test_nothing_is_written_over_or_by_halves(
 def test_a_latent_code_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(checkpoint)
     loaded.captioner.heads["latent"] = make_latent(loaded.config, len(loaded.vocabulary), 512)
-    with pytest.raises(UserError, match="latent code .* cannot be exported"):
+    with pytest.raises(UserError, match=r"latent code .* cannot be exported"):
         program.export(loaded, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
