@@ -61,7 +61,9 @@ class Ground:
         heads = build_heads(criteria.heads, replace(self.setting, config=config))
         assert not criteria.missing(["pred", *OUT], ["target", *TARGET])
         targets = {name: head.targets for name, head in heads.items()}
-        batches = CaptionBatches(self.setting.dataset.split("train"), self.visuals, self.vocabulary, 30, targets)
+        batches = CaptionBatches(
+            self.setting.dataset.split("train"), self.visuals, self.vocabulary, config.data.max_words, targets
+        )
         decoder = Decoder(len(self.vocabulary), self.setting.channels, width, 0.0, "dot")
         modules = {name: head.module for name, head in heads.items()}
         return Captioner(self.encoder, decoder, heads=modules), heads, batches
@@ -108,12 +110,17 @@ def test_training_lifts_the_metric_that_a_loss_is_for(
     assert after[name] > before[name] + gain
 
 
+def shortened(ground: Ground, max_words: int) -> Ground:
+    """The same scenes, their captions cut."""
+    config = ground.setting.config
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_words": max_words})})
+    return replace(ground, setting=replace(ground.setting, config=config))
+
+
+@pytest.mark.slow
 def test_words_said_at_once_become_captions(ground: Ground) -> None:
     """With slots for 20 words: the longest caption has 19. For some 60 steps all slots are blank, as CTC begins."""
-    config = ground.setting.config
-    config = config.model_copy(update={"data": config.data.model_copy(update={"max_words": 20})})
-    short = replace(ground, setting=replace(ground.setting, config=config))
-    before, after = short.learn({"criterion": "ctc_loss", "head": "parallel"}, 120, lr=2e-3)
+    before, after = shortened(ground, 20).learn({"criterion": "ctc_loss", "head": "parallel"}, 120, lr=2e-3)
     assert after["parallel/CIDEr"] > before["parallel/CIDEr"] + 0.1
 
 
@@ -131,13 +138,14 @@ def learn_captions(captioner: Captioner, entries: list[dict[str, Any]], batches:
         optimizer.zero_grad()
 
 
+@pytest.mark.slow
 def test_codes_say_several_things_of_an_image(ground: Ground) -> None:
     """The best of five draws is better than their mean, and than any without `vae_kl`: the prior knows no code then."""
     varied, information = {}, {}
     for weight in (0.0, 0.01):
         entries: list[dict[str, Any]] = [{"criterion": "cross_entropy"}]
         entries.append({"criterion": "vae_kl", "head": "latent", "weight": weight})
-        captioner, heads, batches = ground.captioner(entries, width=64)
+        captioner, heads, batches = shortened(ground, 10).captioner(entries, width=64)
         learn_captions(captioner, entries, batches, 60)
         decoding = DecodingConfig(method="sample", samples=5)
         found = caption_rows(captioner, ground.vocabulary, ground.visuals, range(17), decoding, "fp32")
