@@ -113,7 +113,7 @@ def best_of(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str
 
     Example:
         >>> best_of([["a road", "a river"], ["two planes", "two planes"]], [["a road"], ["two planes"]])
-        {'mean_cider': 3.75, 'best_cider': 5.0}
+        {'mean_cider': 4.0625, 'best_cider': 5.0}
     """
     cider = CiderReward({image: [_words(caption) for caption in group] for image, group in enumerate(references)})
     owner = [image for image, group in enumerate(captions) for _ in group]

@@ -96,7 +96,7 @@ TRIPLET = {"criterion": "triplet_loss", "mining": "batch_hard", "distance": "cos
         ({"criterion": "dice_loss", "head": "segmentation"}, 40, "mIoU", 0.05),
         ({"criterion": "iou_loss", "head": "segmentation"}, 40, "mIoU", 0.05),
         ({"criterion": "pidnet_loss", "head": "pidnet"}, 20, "boundary_F1", 0.1),
-        ({"criterion": "yolox_loss", "head": "yolox"}, 60, "AP50", 0.02),
+        ({"criterion": "yolox_loss", "head": "yolox"}, 100, "AP50", 0.02),
         ({"criterion": "retinanet_loss", "head": "retinanet"}, 30, "AP50", 0.02),
         ({"criterion": "box_iou_loss", "head": "subject", "kind": "giou"}, 30, "IoU", 0.1),
     ],
