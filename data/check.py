@@ -1,5 +1,7 @@
 """Check a data set before training on it: python -m data.check DIR [--sheet F.png].
 
+DIR holds annotations beside a folder of images, or parquet files (data/parquet.py), which are unpacked first, to where
+training looks for them.
 Every problem is listed, not only the first, and some images are drawn with their first captions on one sheet to look
 at. Exit code 0: nothing stands in the way of training; 1: problems were found.
 """
@@ -21,6 +23,7 @@ from data.annotations import SPLITS, AnnotatedImage
 from data.datasets import DATASETS, located
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES, read_image
+from data.parquet import find_parquet, unpack_parquet
 from data.tokenizer import tokenize
 
 SHEET, COLUMNS, SIDE = 24, 6, 224  # images on the sheet, in a row, and their pixels
@@ -146,10 +149,16 @@ def _draw(drawn: Sequence[tuple[AnnotatedImage, np.ndarray]]) -> Image.Image:
 def main() -> int:
     """Print what was found, draw the sheet; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, metavar="DIR", help="annotations beside a folder of images")
+    parser.add_argument("root", type=Path, metavar="DIR", help="the data set")
     parser.add_argument("--sheet", type=Path, default=Path("contact-sheet.png"), metavar="F.png")
+    parser.add_argument(
+        "--cache-dir", type=Path, default=Path("cache"), help="where parquet files are unpacked (cache)"
+    )
     arguments = parser.parse_args()
-    findings = check(arguments.root)
+    root = arguments.root
+    if find_parquet(root):
+        root = unpack_parquet(root, DATASETS["RSICD"], arguments.cache_dir)
+    findings = check(root)
     print("\n".join([*findings.notes, *(f"problem: {problem}" for problem in findings.problems)]))
     try:
         contact_sheet(findings).save(arguments.sheet)

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -238,9 +238,9 @@ def load_config(arguments: argparse.Namespace) -> Config:
     }
     path = Path(arguments.config) if arguments.config else recipe_of(arguments.dataset)
     tree = read_yaml(path)
-    settings = {key: value for key, value in flags.items() if value is not None}
-    assign(tree, settings | read_overrides(arguments.overrides), "argument")
-    return parse_config(tree, str(path))
+    settings = {key: value for key, value in flags.items() if value is not None} | read_overrides(arguments.overrides)
+    assign(tree, settings, "argument")
+    return parse_config(tree, str(path), settings)
 
 
 def with_decoding(config: Config, words: Sequence[str]) -> Config:
@@ -276,13 +276,17 @@ def assign(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> Non
         branch[key] = value
 
 
-def parse_config(tree: dict[str, Any], where: str) -> Config:
-    """Check a tree of plain values; `UserError` names the first key that is wrong, `where` the file it came from."""
+def parse_config(tree: dict[str, Any], where: str, settings: Collection[str] = ()) -> Config:
+    """Check a tree of plain values; `UserError` names the first key that is wrong and where it came from.
+
+    That is the file `where`, or for the keys of `settings` the command line.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        where = "command line" if key in settings else where
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown key {key}; known are {', '.join(_siblings(first['loc']))}") from None
         raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None

@@ -1,5 +1,6 @@
 """A data set read from parquet is the data set that was written to it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import data.check
 from data.datasets import DATASETS, load_dataset
 from data.errors import UserError
 from data.parquet import unpack_parquet
@@ -74,3 +76,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"train\.parquet"):
         unpack_parquet(tmp_path, DATASETS["own"], tmp_path / "cache")
+
+
+def test_the_checker_reads_it(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet, cache = tmp_path / "sheet.png", tmp_path / "cache"
+    monkeypatch.setattr(sys, "argv", ["check", str(parquet), "--sheet", str(sheet), "--cache-dir", str(cache)])
+    assert data.check.main() == 0
+    assert sheet.exists() and [folder.name.split("-")[0] for folder in cache.iterdir()] == ["RSICD"]

@@ -73,3 +73,9 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
         load_config(arguments(config=str(path)))
     with pytest.raises(UserError, match="cannot be read"):
         load_config(arguments(config=str(tmp_path / "missing.yaml")))
+
+
+def test_what_the_command_line_got_wrong_is_not_put_down_to_the_recipe() -> None:
+    for wrong in (arguments("train.lr=0"), arguments(dataset="RSIC"), arguments("train.rate=1")):
+        with pytest.raises(UserError, match=r"^command line: "):
+            load_config(wrong)
