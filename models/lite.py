@@ -38,10 +38,6 @@ class EfficientNetLite(nn.Module):
     conv_head: nn.Module
     bn2: nn.Module
     num_features = CHANNELS
-    conv_stem: nn.Module
-    bn1: nn.Module
-    conv_head: nn.Module
-    bn2: nn.Module
     pretrained_cfg: ClassVar = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # what timm's weights were trained with
 
     def __init__(self, name: str) -> None:
