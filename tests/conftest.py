@@ -54,6 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {"model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}}
     config = parse_config(tree | {"data": {"size": 32}, "decoding": {"beam_size": 2, "max_words": 5}}, "")
     vocabulary = Vocabulary([*SPECIALS, *WORDS])
+    torch.manual_seed(0)  # whichever test asks first
     captioner = build_captioner(config, Encoder("resnet18"), len(vocabulary), 512)
     save_checkpoint(path, Checkpoint(captioner, vocabulary, Preprocessing(32), config, {}))
     return path
