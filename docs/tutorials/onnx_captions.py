@@ -20,7 +20,7 @@ for photo in photos:
     while len(words) < about["max_words"]:
         given = {"keys": keys, "values": values, "hidden": hidden, "cell": cell, "tokens": np.array([token])}
         logits, hidden, cell, _ = step.run(None, given)
-        logits[:, about["never_said"]] = -np.inf
+        logits[:, about["never_said"] + [about["end"]] * (not words)] = -np.inf  # a caption has a word at least
         token = int(logits.argmax())
         if token == about["end"]:
             break
