@@ -1,7 +1,7 @@
 """Stand-ins of RSICD's sizes, and training on them: ours, and as it is usually written."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -11,22 +11,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import yardstick
 from data.annotations import AnnotatedImage
 from data.features import FeatureStore, build_store
-from data.loading import Batch, CaptionBatches, Visuals, loader
+from data.loading import Batch, CaptionBatches, ImageFiles, Visuals, loader
 from data.synthetic import generate_scene
+from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
 from loss import build_loss
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.tokens import PAD
 from train import train_step
+from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, RewardConfig
 from utils.devices import choose_precision
 from utils.guides import Rewards
+from utils.sources import encode
 
 BATCH, CELLS, CHANNELS, WIDTH, WORDS = 64, 49, 1280, 512, 1350
 # of RSICD's train split: images with 1 to 5 distinct captions, and distinct captions of 3 to 22 words
@@ -57,18 +61,29 @@ def pictures(count: int) -> list[Path]:
 
 def store(images: int) -> FeatureStore:
     """Features of so many images, which are random numbers."""
-    path = folder() / f"{images}.h5"
+    block = torch.rand(BATCH, 1, CELLS, CHANNELS).half()
+    return _stored(f"{images}.h5", (block[: min(BATCH, images - start)] for start in range(0, images, BATCH)), images)
+
+
+def seen_store(images: int) -> FeatureStore:
+    """Features of so many synthetic scenes, by the encoder that ships."""
+    scenes = ImageFiles(pictures(images), Preprocessing()).read(range(images))
+    return _stored(
+        f"seen-{images}.h5", [encode(load_checkpoint(SHIPPED).captioner.encoder, scenes, PRECISION)[:, None]], images
+    )
+
+
+def _stored(name: str, blocks: Iterable[Tensor], images: int) -> FeatureStore:
+    path = folder() / name
     if not path.exists():
-        block = torch.rand(BATCH, 1, CELLS, CHANNELS).half()
-        sizes = (min(BATCH, images - start) for start in range(0, images, BATCH))
-        build_store(path, (block[:size] for size in sizes), images, lambda features: features, {})
+        build_store(path, blocks, images, lambda features: features, {})
     return FeatureStore(path)
 
 
-def captions(images: int) -> tuple[list[AnnotatedImage], Vocabulary]:
+def captions(images: int, vocabulary: Vocabulary) -> list[AnnotatedImage]:
     """Five captions an image, which repeat as RSICD's do; words as frequent as natural ones (Zipf)."""
     dice = random.Random(0)
-    words = [f"w{i}" for i in range(WORDS - len(SPECIALS))]
+    words = vocabulary.words[len(SPECIALS) :]
     weights = np.cumsum([1 / (rank + 3) for rank in range(len(words))]).tolist()
     annotated = []
     for i in range(images):
@@ -76,23 +91,29 @@ def captions(images: int) -> tuple[list[AnnotatedImage], Vocabulary]:
         lengths = dice.choices(range(3, 3 + len(LENGTHS)), LENGTHS, k=distinct)
         said = [" ".join(dice.choices(words, cum_weights=weights, k=length)) for length in lengths]
         annotated.append(AnnotatedImage(i, f"{i}.jpg", "train", tuple(said[j % distinct] for j in range(5))))
-    return annotated, Vocabulary([*SPECIALS, *words])
+    return annotated
 
 
 class Training:
-    """A decoder and what its steps need."""
+    """A decoder and what its steps need: an untrained one with this attention, or the one that ships."""
 
-    def __init__(self, attention: str, features: FeatureStore, reward: bool = False) -> None:
-        annotated, vocabulary = captions(features.shape[0])
+    def __init__(self, attention: str | None, features: FeatureStore, reward: bool = False) -> None:
+        if attention is None:
+            start = load_checkpoint(SHIPPED)
+            decoder, vocabulary = start.captioner.decoder, start.vocabulary
+        else:
+            vocabulary = Vocabulary([*SPECIALS, *(f"w{i}" for i in range(WORDS - len(SPECIALS)))])
+            decoder = Decoder(len(vocabulary), CHANNELS, WIDTH, 0.5, attention)
         self.store = features
+        annotated = captions(features.shape[0], vocabulary)
         self.batches = CaptionBatches(annotated, Visuals(self.store), vocabulary, max_words=30)
         config = Config().model_dump()
         if reward:
             config["model"]["losses"] = [{"criterion": "cross_entropy"}]
         self.criteria = build_loss(config, class_dim=-1)
-        decoder = Decoder(len(vocabulary), CHANNELS, WIDTH, 0.5, attention)
         self.captioner = Captioner(torch.nn.Identity(), decoder)  # type: ignore[arg-type]
-        groups = list(self.captioner.parameter_groups(1e-3, 1e-4, 0.01))
+        lr = 1e-3 if attention else 1e-6  # stand-ins would teach the one that ships to say no end
+        groups = list(self.captioner.parameter_groups(lr, lr / 10, 0.01))
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.accelerator = Accelerator(cpu=True, mixed_precision="no" if PRECISION == "fp32" else PRECISION)
         self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)

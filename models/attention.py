@@ -6,7 +6,8 @@ Shapes: keys [B, N, E], query [B, c, E], energy [B, c, N]. `score` [E] makes it 
     dot         e_n = key_n . query / sqrt(E)          (Vaswani et al., NeurIPS 2017, eq. 1)
 
 then a = softmax(e) and context = sum_n a_n value_n. The dot product is one matrix product for all queries of an image;
-the additive form takes B c N E hyperbolic tangents a word, which is what limits it.
+the additive form takes B c N E hyperbolic tangents a word, which is what limits it. They are taken as
+tanh(x) / 2 = sigmoid(2 x) - 1/2, since torch's sigmoid takes a quarter of the time of its tanh on a CPU.
 """
 
 import torch
@@ -17,7 +18,7 @@ def energies(keys: Tensor, query: Tensor, score: Tensor | None) -> Tensor:
     """How well each region fits each query, [B, c, N]."""
     if score is None:
         return query @ keys.mT * keys.shape[-1] ** -0.5
-    return torch.tanh(keys[:, None] + query[:, :, None]) @ score
+    return _half_tanh(keys[:, None], query) @ (2 * score)
 
 
 def weights(energy: Tensor, mask: Tensor | None) -> Tensor:
@@ -31,9 +32,22 @@ def weights(energy: Tensor, mask: Tensor | None) -> Tensor:
     return energy.softmax(-1)
 
 
-def additive_gradients(keys: Tensor, query: Tensor, score: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of keys, score and query where `upstream` [B, c, N] is that of `energies(keys, query, score)`."""
-    tangent = torch.tanh(keys[:, None] + query[:, :, None])
-    by_score = torch.mv(tangent.flatten(0, -2).mT, upstream.flatten())
-    inner = upstream[..., None] * score * (1 - tangent.square_())
-    return inner.sum(1), by_score, inner.sum(2)
+def additive_gradients(
+    keys: Tensor, query: Tensor, score: Tensor, upstream: Tensor, slopes: Tensor, of_score: Tensor
+) -> Tensor:
+    """Gradients of one query a row where `upstream` [P, N] is that of `energies(keys, query[:, None], score)[:, 0]`.
+
+    Returns that of query [P, E]. Adds that of score to `of_score` [E] and, to `slopes` [P, N, E], what times `score`
+    is that of keys: both are sums over words.
+    """
+    half = _half_tanh(keys, query)
+    of_score.add_(torch.mv(half.flatten(0, 1).mT, upstream.flatten()), alpha=2)
+    slope = torch.addcmul(half.new_ones(()), half, half, value=-4, out=half)
+    slopes.addcmul_(upstream[..., None], slope)
+    return score * (upstream[:, None] @ slope)[:, 0]
+
+
+def _half_tanh(keys: Tensor, query: Tensor) -> Tensor:
+    """tanh(key + query) / 2 with query [..., E] beside keys [..., N, E]."""
+    sigmoid = (keys + query[..., None, :]).mul_(2).sigmoid_()
+    return sigmoid - 0.5 if sigmoid.requires_grad else sigmoid.sub_(0.5)  # autograd keeps the sigmoid

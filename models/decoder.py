@@ -1,9 +1,10 @@
 """The LSTM decoder with soft attention over regions (Xu et al., "Show, Attend and Tell", ICML 2015)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.attention import energies, weights
 from models.recurrence import Grouping, Recurrence
@@ -80,7 +81,11 @@ class Decoder(nn.Module):
 
     def prepare(self, features: Tensor, mask: Tensor | None) -> Regions:
         """Project region features [B, N, D]; `mask` bool [B, N] says which regions are there (None: all)."""
-        values = self.dropout(self.region(features))
+        norm, project = cast(nn.LayerNorm, self.region[0]), cast(nn.Linear, self.region[1])
+        # the norm's scale and shift move into the projection: for their sake alone a gradient of [B, N, D] is too dear
+        weight, bias = project.weight * norm.weight, project.bias + project.weight @ norm.bias
+        plain = functional.layer_norm(features, list(norm.normalized_shape), eps=norm.eps)
+        values = self.dropout(functional.linear(plain, weight, bias).relu())
         return Regions(self.key(values), values, mask)
 
     def start(self, regions: Regions) -> State:

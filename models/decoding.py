@@ -120,41 +120,58 @@ def sample(
     max_words: int = 30,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    samples: int = 1,
 ) -> list[Hypothesis]:
-    """Words drawn from softmax(logits / temperature) until the end or `max_words`: one caption an image."""
+    """Words drawn from softmax(logits / temperature) until the end or `max_words`.
+
+    `samples` captions an image, those of an image side by side.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be positive (greedy is its limit at 0)")
 
     def draw(logits: Tensor) -> Tensor:
         return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
 
-    return _roll(decoder, regions, max_words, draw)
+    return _roll(decoder, regions, max_words, draw, samples)
 
 
-def _roll(decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor]) -> list[Hypothesis]:
-    images = regions.keys.shape[0]
-    state = decoder.start(regions)
-    last = torch.full((images,), START, device=regions.keys.device)
-    running = torch.ones(images, dtype=torch.bool, device=last.device)
-    total = torch.zeros(images, device=last.device)
-    words, attentions = [], []
+def _roll(
+    decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor], samples: int = 1
+) -> list[Hypothesis]:
+    images, device = regions.keys.shape[0], regions.keys.device
+    here = torch.arange(images, device=device)  # the images with a caption that still runs, [b]
+    running = torch.ones(images, samples, dtype=torch.bool, device=device)
+    state = decoder.start(regions).select(here.repeat_interleave(samples))
+    last = torch.full((images * samples,), START, device=device)
+
+    # of all images
+    words = torch.full((max_words + 1, images, samples), END, device=device)
+    attentions = torch.zeros(max_words + 1, images, samples, regions.keys.shape[1], device=device)
+    total = torch.zeros(images, samples, device=device)
+
     for length in range(max_words + 1):
         logits, state, attention = decoder.step(regions, state, last)
         log_p = _log_probabilities(logits)
         if length == 0:
             log_p[:, END] = -torch.inf
         last = torch.full_like(last, END) if length == max_words else choose(log_p)
-        total += torch.where(running, log_p.gather(1, last[:, None]).squeeze(1), 0.0)
-        words.append(torch.where(running, last, END))
-        attentions.append(attention)
-        running = running & (last != END)
-        if not bool(running.any()):
+        gained = log_p.gather(1, last[:, None]).view_as(running)
+        total[here] += torch.where(running, gained, 0.0)
+        words[length, here] = torch.where(running, last.view_as(running), END)
+        attentions[length, here] = attention.view(*running.shape, -1)
+        running = running & (words[length, here] != END)
+        going = running.any(1)
+        if not bool(going.any()):
             break
-    tokens, looked = torch.stack(words, 1).tolist(), torch.stack(attentions, 1).float().cpu()
+        if not bool(going.all()):
+            here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
+            rows = going.repeat_interleave(samples).nonzero().flatten()
+            state, last = state.select(rows), last[rows]
+    tokens, looked = words.flatten(1).T.tolist(), attentions.flatten(1, 2).transpose(0, 1).float().cpu()
     lengths = [row.index(END) for row in tokens]
     return [
         Hypothesis(row[:length], score / (length + 1), looked[i, :length])
-        for i, (row, length, score) in enumerate(zip(tokens, lengths, total.tolist(), strict=True))
+        for i, (row, length, score) in enumerate(zip(tokens, lengths, total.flatten().tolist(), strict=True))
     ]
 
 

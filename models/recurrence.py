@@ -85,22 +85,28 @@ class Recurrence(torch.autograd.Function):
         pre = hidden.new_empty(steps, captions, 6 * width)  # query, then the gates after their nonlinearity
         attended, contexts = hidden.new_empty(2, steps, captions, width)
         attention = cell.new_empty(steps, captions, keys.shape[1])
+        # matrix products take the captions of an image together, with empty places; tangents are too dear for those
+        own_keys = None if score is None else grouping.repeat(keys)
+        from_hidden, from_context = w_hidden.T.contiguous(), w_context.T.contiguous()
         hiddens[0], cells[0] = hidden, cell
         for t in range(steps):
-            torch.addmm(b_hidden, hiddens[t], w_hidden.T, out=pre[t])
+            torch.addmm(b_hidden, hiddens[t], from_hidden, out=pre[t])
             query, gate, gates = pre[t].split([width, width, 4 * width], -1)
-            looked = weights(energies(keys, grouping.split(query), score), mask)
+            if own_keys is None:
+                looked = weights(energies(keys, grouping.split(query), None), mask)
+            else:
+                looked = weights(grouping.split(energies(own_keys, query[:, None], score)[:, 0]), mask)
             attended[t] = grouping.join(looked.to(values.dtype) @ values)
             attention[t] = grouping.join(looked)
             torch.mul(gate.sigmoid_(), attended[t], out=contexts[t])
             gates += from_words[t]
-            gates += contexts[t] @ w_context.T
+            gates += contexts[t] @ from_context
             gates[:, : 3 * width].sigmoid_()
             i, f, o, g = gates.split(width, -1)
             torch.addcmul(f * cells[t], i, g.tanh_(), out=cells[t + 1])
             torch.mul(o, torch.tanh(cells[t + 1]).to(o.dtype), out=hiddens[t + 1])
         ctx.save_for_backward(
-            keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context
+            *(keys, own_keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context)
         )
         ctx.grouping = grouping
         return hiddens[1:], contexts, attention
@@ -109,11 +115,14 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The loop back."""
         of_hiddens, of_contexts, of_attention = grads
-        keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context = ctx.saved_tensors
+        keys, own_keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context = (
+            ctx.saved_tensors
+        )
         grouping, width = ctx.grouping, hiddens.shape[-1]
         steps = len(contexts)
         of_pre, of_attended, of_energy = torch.empty_like(pre), torch.empty_like(attended), torch.empty_like(attention)
-        of_keys, of_score = keys.new_zeros(()), keys.new_zeros(())
+        if own_keys is not None:
+            slopes, of_score = torch.zeros_like(own_keys), torch.zeros_like(score)
         of_hidden, of_cell = torch.zeros_like(hiddens[0]), torch.zeros_like(cells[0])
         for t in reversed(range(steps)):
             query, gate, gates = pre[t].split([width, width, 4 * width], -1)
@@ -140,13 +149,11 @@ class Recurrence(torch.autograd.Function):
             looked = attention[t]
             of_looked = of_attention[t] + grouping.join(grouping.split(of_attended[t]) @ values.mT)
             of_energy[t] = looked * (of_looked - (looked * of_looked).sum(-1, keepdim=True))
-            upstream = grouping.split_padded(of_energy[t].to(keys.dtype))
-            if score is None:
-                of_query.copy_(grouping.join(upstream @ keys) * width**-0.5)
+            upstream = of_energy[t].to(keys.dtype)
+            if own_keys is None:
+                of_query.copy_(grouping.join(grouping.split(upstream) @ keys) * width**-0.5)
             else:
-                *sums, by_query = additive_gradients(keys, grouping.split(query), score, upstream)
-                of_keys, of_score = of_keys + sums[0], of_score + sums[1]
-                of_query.copy_(grouping.join(by_query))
+                of_query.copy_(additive_gradients(own_keys, query, score, upstream, slopes, of_score))
             of_hidden = of_pre[t] @ w_hidden
 
         def over_words(left: Tensor, right: Tensor) -> Tensor:
@@ -154,8 +161,10 @@ class Recurrence(torch.autograd.Function):
             rows = (grouping.split_padded(x.to(keys.dtype).transpose(0, 1)).flatten(1, 2) for x in (left, right))
             return next(rows).mT @ next(rows)
 
-        if score is None:
+        if own_keys is None:
             of_keys = over_words(of_energy, pre[..., :width]) * width**-0.5
+        else:
+            of_keys = score * grouping.split_padded(slopes).sum(1)
         flat = of_pre.flatten(0, 1)
         return (
             *(

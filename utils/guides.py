@@ -156,7 +156,7 @@ class Rewards:
         decoder = self.captioner.decoder
         with evaluating(self.captioner), autocast(device, self.precision):
             regions = self.captioner.regions(batch.visuals)
-            said = [h.tokens for h in sample(decoder, regions.select(owner), self.max_words)]
+            said = [h.tokens for h in sample(decoder, regions, self.max_words, samples=k)]
             plain = (
                 [h.tokens for h in greedy(decoder, regions, self.max_words)] if self.config.baseline == "greedy" else []
             )

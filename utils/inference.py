@@ -85,11 +85,12 @@ def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed:
             found = captioner.speaker.say(seen.content)
         case "sample":
             generator = torch.Generator(visual.content.device).manual_seed(seed)
-            copies = seen.repeated(decoding.samples)
             if captioner.teller:
+                copies = seen.repeated(decoding.samples)
                 found = greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
             else:
-                found = sample(decoder, captioner.regions(copies), most, decoding.temperature, generator)
+                regions = captioner.regions(seen)
+                found = sample(decoder, regions, most, decoding.temperature, generator, decoding.samples)
             groups = (found[i : i + decoding.samples] for i in range(0, len(found), decoding.samples))
             return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in groups]
     return [[hypothesis] for hypothesis in found]

@@ -28,11 +28,14 @@ def test_dot_attention_is_torchs_own() -> None:
 
 
 def test_additive_gradients_are_those_of_autograd() -> None:
-    given = [tensor.clone().requires_grad_() for tensor in (KEYS, SCORE, QUERY)]
-    upstream = torch.randn(2, 3, 5)
-    expected = torch.autograd.grad(energies(given[0], given[2], given[1]), given, upstream)
-    for a, b in zip(additive_gradients(KEYS, QUERY, SCORE, upstream), expected, strict=True):
-        torch.testing.assert_close(a, b)
+    query, upstream = QUERY[:, 0], torch.randn(2, 5)
+    given = [tensor.clone().requires_grad_() for tensor in (KEYS, SCORE, query)]
+    exact = torch.tanh(given[0] + given[2][:, None]) @ given[1]
+    expected = torch.autograd.grad(exact, given, upstream)
+    slopes, of_score = torch.ones_like(KEYS), torch.ones_like(SCORE)  # sums are added to
+    of_query = additive_gradients(KEYS, query, SCORE, upstream, slopes, of_score)
+    for a, b in zip(((slopes - 1) * SCORE, of_score - 1, of_query), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # of float32
 
 
 def test_weights_of_what_is_there() -> None:

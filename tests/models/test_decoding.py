@@ -100,8 +100,8 @@ def test_sampling_follows_the_distribution(model: Decoder) -> None:
     with torch.no_grad():
         logits, _, _ = model.step(one, model.start(one), torch.tensor([START]))
     expected = logits[0, WORDS].softmax(-1)
-    many = one.select(torch.zeros(20_000, dtype=torch.long))
-    first = torch.tensor([h.tokens[0] for h in sample(model, many, 1, generator=torch.Generator().manual_seed(0))])
+    drawn = sample(model, one, 1, generator=torch.Generator().manual_seed(0), samples=20_000)
+    first = torch.tensor([h.tokens[0] for h in drawn])
     found = torch.stack([(first == word).float().mean() for word in WORDS])
     # five standard errors of a share of 20,000 draws
     torch.testing.assert_close(found, expected, rtol=0, atol=5 * 0.5 / 20_000**0.5)
@@ -111,6 +111,19 @@ def test_sampling_at_low_temperature_is_greedy(model: Decoder) -> None:
     regions = regions_of(model, 8)
     cold = sample(model, regions, 6, temperature=1e-3)
     assert [h.tokens for h in cold] == [h.tokens for h in greedy(model, regions, 6)]
+
+
+def test_samples_of_an_image_stand_side_by_side_and_images_end_one_by_one() -> None:
+    """Whatever ended before it, a sample's score and attention are those of teacher forcing on its own image."""
+    model = Decoder(V, D, E, dropout=0.0).eval()  # flat logits: one word in five is the end
+    regions = regions_of(model, 16)
+    found = sample(model, regions, 12, samples=3)
+    longest = {max(len(h.tokens) for h in found[i : i + 3]) for i in range(0, len(found), 3)}
+    assert len(found) == 48 and len(longest) > 1
+    for i, h in enumerate(found):
+        total, attention = log_p(model, regions.select(torch.tensor([i // 3])), h.tokens)
+        assert h.score == pytest.approx(total / (len(h.tokens) + 1), abs=1e-5)
+        torch.testing.assert_close(h.attention, attention)
 
 
 def test_arguments_are_checked(model: Decoder) -> None:
