@@ -198,7 +198,10 @@ def build_model(
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
         for name, head in init.captioner.heads.items():
             if name in captioner.heads:
-                captioner.heads[name].load_state_dict(head.state_dict())
+                try:
+                    captioner.heads[name].load_state_dict(head.state_dict())
+                except RuntimeError:
+                    raise UserError(f"train.init: its head {name} was made for other data; begin without it") from None
     groups = captioner.parameter_groups(config.train.lr, config.model.encoder.lr, config.train.weight_decay)
     kept = [{**group, "peak": group["lr"]} for group in groups]
     return captioner, torch.optim.AdamW(kept, betas=(0.9, 0.98), fused=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.decoder import Decoder, Regions
 from models.encoder import Encoder
 from models.heads import Seen, Shown
+from models.heads.concepts import ConceptHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
@@ -41,8 +42,8 @@ class Captioner(nn.Module):
     Args:
         encoder, decoder: the two parts. trainable_encoder: whether gradients reach the encoder. Its BatchNorm
             statistics stay as they were pretrained either way: batches here are small.
-        heads: name -> module that takes what is `Seen` and gives a dict. Most only serve training; one may tell the
-            decoder what kind of caption to say (`told`, see models/heads/latent.py), one may say captions itself.
+        heads: name -> module that takes what is `Seen` and gives a dict. Most only serve training; some may tell the
+            decoder what to speak of (`told`, which adds up), one may say captions itself.
         pooling: what a region's features are divided by, see `pool_regions`.
     """
 
@@ -78,9 +79,14 @@ class Captioner(nn.Module):
             return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
 
     @property
-    def teller(self) -> LatentHead | None:
-        """The head that tells the decoder what kind of caption to say, if there is one."""
-        return next((head for head in self.heads.values() if isinstance(head, LatentHead)), None)
+    def tellers(self) -> list[LatentHead | ConceptHead]:
+        """The heads that tell the decoder what to speak of."""
+        return [head for head in self.heads.values() if isinstance(head, LatentHead | ConceptHead) and head.tell]
+
+    @property
+    def draws_codes(self) -> bool:
+        """Whether captions of an image differ by a code that is drawn, and not by words that are."""
+        return any(isinstance(head, LatentHead) for head in self.heads.values())
 
     @property
     def speaker(self) -> ParallelHead | None:
@@ -97,9 +103,8 @@ class Captioner(nn.Module):
         """What decoding needs of each image; what a head tells is drawn at `temperature` (0: its mean)."""
         features = self.features(visual.content, views)
         regions = self._prepare(features, visual.shares)
-        if self.teller is None:
-            return regions
-        return regions._replace(told=self.teller.draw(features, temperature, generator))
+        told = [teller.draw(features, temperature, generator) for teller in self.tellers]
+        return regions._replace(told=torch.stack(told).sum(0)) if told else regions
 
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`.
@@ -109,8 +114,8 @@ class Captioner(nn.Module):
         features = self.features(visual.content)
         regions = self._prepare(features, visual.shares)
         heads = self._heads(Seen(features, tokens, image_of), shown)
-        told = next((given["told"] for given in heads.values() if "told" in given), None)
-        logits, attention = self.decoder(regions, tokens, image_of, told)
+        told = [given["told"] for given in heads.values() if "told" in given]
+        logits, attention = self.decoder(regions, tokens, image_of, torch.stack(told).sum(0) if told else None)
         mask = None if regions.mask is None else regions.mask[image_of]
         return Output(logits, attention, mask, heads)
 

@@ -211,9 +211,9 @@ def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
 ) -> None:
     data: Words = ["--dataset", "RSICD", "--data-root", scenes]
     losses = [{"criterion": "cross_entropy"}, {"criterion": "vae_kl", "head": "latent", "weight": 0.01}]
-    losses.append({"criterion": "ctc_loss", "head": "parallel"})
+    losses += [{"criterion": "ctc_loss", "head": "parallel"}, {"criterion": "focal_loss", "head": "concepts"}]
     small = ["model.encoder.name=tf_efficientnet_lite0", *SMALL, cache, f"model.losses={json.dumps(losses)}"]
-    call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small)
+    call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small, "model.heads.concepts.tell=true")
     assert {"val/latent/KL", "val/parallel/CIDEr", "val/CIDEr"} <= lines(tmp_path / "run")[-1].keys()
     checkpoint: Words = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
     said = {}

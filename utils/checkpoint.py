@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,7 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.heads.concepts import ConceptHead
 from models.heads.critic import CriticHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
@@ -35,30 +36,47 @@ PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  #
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
 
 
-def make_latent(config: Config, vocabulary_size: int, channels: int) -> LatentHead:
+class Sizes(NamedTuple):
+    """What the shapes of a captioner's weights depend on beside its configuration."""
+
+    vocabulary: int
+    channels: int  # of the encoder
+    concepts: int = 0
+
+
+def make_concepts(config: Config, sizes: Sizes, frequencies: Tensor | None = None) -> ConceptHead:
+    """`head: concepts`, which begins at their frequencies."""
+    options = config.model.heads.concepts
+    begin = torch.full((sizes.concepts,), 0.5) if frequencies is None else frequencies
+    return ConceptHead(sizes.channels, begin, options.dropout, config.model.decoder.width if options.tell else None)
+
+
+def make_latent(config: Config, sizes: Sizes) -> LatentHead:
     """`head: latent`, for the run's decoder."""
-    return LatentHead(channels, vocabulary_size, config.model.decoder.width, **config.model.heads.latent.model_dump())
+    options = config.model.heads.latent.model_dump()
+    return LatentHead(sizes.channels, sizes.vocabulary, config.model.decoder.width, **options)
 
 
-def make_parallel(config: Config, vocabulary_size: int, channels: int) -> ParallelHead:
+def make_parallel(config: Config, sizes: Sizes) -> ParallelHead:
     """`head: parallel`, with slots enough for one word `max_words` times, which wants a blank between each two."""
-    options = config.model.heads.parallel
-    return ParallelHead(channels, vocabulary_size, 2 * config.data.max_words, **options.model_dump())
+    options = config.model.heads.parallel.model_dump()
+    return ParallelHead(sizes.channels, sizes.vocabulary, 2 * config.data.max_words, **options)
 
 
-def make_retrieval(config: Config, vocabulary_size: int, channels: int) -> RetrievalHead:
+def make_retrieval(config: Config, sizes: Sizes) -> RetrievalHead:
     """`head: retrieval`."""
-    return RetrievalHead(channels, vocabulary_size, **config.model.heads.retrieval.model_dump())
+    return RetrievalHead(sizes.channels, sizes.vocabulary, **config.model.heads.retrieval.model_dump())
 
 
-def make_critic(config: Config, vocabulary_size: int, channels: int) -> CriticHead:
+def make_critic(config: Config, sizes: Sizes) -> CriticHead:
     """`head: critic`."""
-    return CriticHead(channels, vocabulary_size, **config.model.heads.critic.model_dump())
+    return CriticHead(sizes.channels, sizes.vocabulary, **config.model.heads.critic.model_dump())
 
 
-# The heads that captions are made, searched or, in the next run, rewarded with, so that checkpoints hold them; all
-# others serve the training of one run.
-LASTING: dict[str, Callable[[Config, int, int], nn.Module]] = {
+# The heads that captions are made, searched or, in the next run, rewarded with, so that checkpoints hold them (concepts
+# where the decoder is told of them); all others serve the training of one run.
+LASTING: dict[str, Callable[[Config, Sizes], nn.Module]] = {
+    "concepts": make_concepts,
     "latent": make_latent,
     "parallel": make_parallel,
     "retrieval": make_retrieval,
@@ -105,7 +123,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "about": checkpoint.about,
     }
     tensors = _own_tensors(checkpoint.captioner)
-    left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in LASTING)
+    lasting = LASTING.keys() - (set() if checkpoint.config.model.heads.concepts.tell else {"concepts"})
+    left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in lasting)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
@@ -126,8 +145,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         parts = {".".join(key.split(".")[:2]) for key in tensors}
 
         def build() -> Captioner:
-            sizes = config, len(vocabulary), channels
-            heads = {name: make(*sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
+            concepts = tensors.get("heads.concepts.classifier.bias", torch.empty(0))
+            sizes = Sizes(len(vocabulary), channels, len(concepts))
+            heads = {name: make(config, sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
             return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
         with torch.device("meta"), _Unfilled():  # as large as they like: no memory is taken

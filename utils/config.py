@@ -97,6 +97,7 @@ class ConceptsConfig(Section):
 
     min_images: Count = 10  # words that captions of fewer images hold are no concepts
     dropout: Share = 0.2
+    tell: bool = False  # the decoder hears with every word how likely each concept is
 
 
 class PairConfig(Section):

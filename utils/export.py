@@ -92,10 +92,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError(
             "only captioners that look at the encoder's grid can be exported; their regions are found outside"
         )
-    if checkpoint.captioner.teller:
-        raise UserError(
-            "a captioner with a latent code (head: latent) cannot be exported; step.onnx has no place for it"
-        )
+    if checkpoint.captioner.tellers:
+        raise UserError("a captioner that a head tells what to say cannot be exported; step.onnx has no place for it")
     if folder.exists():
         raise UserError(f"{folder} is there already; name another folder")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")

@@ -40,7 +40,7 @@ from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.pictures import PIDNetHead, RestorationHead, SegmentationHead
 from models.heads.retrieval import RetrievalHead
-from utils.checkpoint import make_critic, make_latent, make_parallel, make_retrieval
+from utils.checkpoint import Sizes, make_concepts, make_critic, make_latent, make_parallel, make_retrieval
 from utils.config import Config
 from utils.devices import autocast
 
@@ -56,6 +56,11 @@ class Setting:
     vocabulary: Vocabulary
     cells: int
     channels: int
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the shapes of weights depend on beside the configuration."""
+        return Sizes(len(self.vocabulary), self.channels)
 
     @property
     def side(self) -> int:
@@ -94,18 +99,19 @@ def build_concepts(setting: Setting) -> Head:
     images = setting.dataset.split("train")
     concepts = Concepts(images, options.min_images)
     frequencies = (concepts.shares(images).sum(0) + 1) / (len(images) + 2)  # never 0 or 1
-    return Head(ConceptHead(setting.channels, frequencies, options.dropout), concepts, mean_average_precision)
+    head = make_concepts(setting.config, setting.sizes, frequencies)
+    return Head(head, concepts, mean_average_precision)
 
 
 def build_retrieval(setting: Setting) -> Head:
     """Images and captions that find each other."""
-    head = make_retrieval(setting.config, len(setting.vocabulary), setting.channels)
+    head = make_retrieval(setting.config, setting.sizes)
     return Head(head, Pairs(), recall)
 
 
 def build_critic(setting: Setting) -> Head:
     """Captions of people from captions of the captioner."""
-    head = make_critic(setting.config, len(setting.vocabulary), setting.channels)
+    head = make_critic(setting.config, setting.sizes)
     return Head(head, Authors(), telling_apart)
 
 
@@ -156,7 +162,7 @@ def build_latent(setting: Setting) -> Head:
     """What kind of caption comes."""
     if setting.config.train.reward:
         raise UserError("head: latent codes captions of people, and train.reward samples others; drop one")
-    head = make_latent(setting.config, len(setting.vocabulary), setting.channels)
+    head = make_latent(setting.config, setting.sizes)
     return Head(head, Pairs(), latent_information)
 
 
@@ -164,7 +170,7 @@ def build_parallel(setting: Setting) -> Head:
     """All words at once."""
     if setting.config.regions.kind != "grid":
         raise UserError("head: parallel looks at the encoder's cells; set regions.kind=grid")
-    head = make_parallel(setting.config, len(setting.vocabulary), setting.channels)
+    head = make_parallel(setting.config, setting.sizes)
     return Head(head, Sequences(len(head.queries)), partial(parallel_captions, setting.vocabulary))
 
 

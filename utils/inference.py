@@ -85,7 +85,7 @@ def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed:
             found = captioner.speaker.say(seen.content)
         case "sample":
             generator = torch.Generator(visual.content.device).manual_seed(seed)
-            if captioner.teller:
+            if captioner.draws_codes:
                 copies = seen.repeated(decoding.samples)
                 found = greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
             else:

@@ -17,6 +17,7 @@ from models.pooling import Visual
 from utils.checkpoint import (
     LASTING,
     Checkpoint,
+    Sizes,
     build_captioner,
     load_checkpoint,
     load_state,
@@ -69,19 +70,20 @@ def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
     assert loaded.captioner.decoder.classifier.weight is loaded.captioner.decoder.embedding.weight
 
 
-def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tell", [False, True])
+def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, tell: bool) -> None:
     """The same draws of a code, and the same words at once, from the file as from the model that was trained."""
     losses = [{"criterion": name, "head": head} for name, head in
               (("vae_kl", "latent"), ("ctc_loss", "parallel"), ("focal_loss", "concepts"))]  # fmt: skip
     tree = CONFIG.model_dump()
     tree["model"]["losses"] = losses
+    tree["model"]["heads"]["concepts"]["tell"] = tell
     config = parse_config(tree, "")
-    heads = {name: LASTING[name](config, len(VOCABULARY), 512) for name in ("latent", "parallel")}
-    heads["concepts"] = torch.nn.Linear(3, 3)
+    heads = {name: LASTING[name](config, Sizes(len(VOCABULARY), 512, 7)) for name in ("latent", "parallel", "concepts")}
     model = build_captioner(config, Encoder("resnet18"), len(VOCABULARY), 512, heads).eval()
     save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), config, {}))
     loaded = load_checkpoint(tmp_path / "c").captioner
-    assert set(loaded.heads) == {"latent", "parallel"}
+    assert set(loaded.heads) == {"latent", "parallel"} | ({"concepts"} if tell else set())
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     for method in ("sample", "parallel", "beam"):
         way = config.decoding.model_copy(update={"method": method, "samples": 3, "max_words": 5, "beam_size": 2})

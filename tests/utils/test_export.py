@@ -15,7 +15,7 @@ from data.errors import UserError
 from models.decoding import greedy
 from models.pooling import Visual
 from utils import export as program
-from utils.checkpoint import load_checkpoint, make_latent
+from utils.checkpoint import Sizes, load_checkpoint, make_latent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,9 +66,9 @@ def test_nothing_is_written_over_or_by_halves(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_latent_code_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_a_head_tells_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(checkpoint)
-    loaded.captioner.heads["latent"] = make_latent(loaded.config, len(loaded.vocabulary), 512)
-    with pytest.raises(UserError, match=r"latent code .* cannot be exported"):
+    loaded.captioner.heads["latent"] = make_latent(loaded.config, Sizes(len(loaded.vocabulary), 512))
+    with pytest.raises(UserError, match="a head tells what to say cannot be exported"):
         program.export(loaded, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
