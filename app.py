@@ -186,7 +186,8 @@ def main(arguments: argparse.Namespace) -> None:
         import gradio
     except ImportError:
         raise UserError("the page needs Gradio: pip install -r requirements-app.txt") from None
-    found = arguments.checkpoints or [str(SHIPPED), *map(str, sorted(Path("runs").glob("*/best.safetensors")))]
+    runs = map(str, sorted(Path("runs").glob("*/best.safetensors")))
+    found = arguments.checkpoints or [os.path.relpath(SHIPPED), *runs]
     for path in arguments.checkpoints or found[:1]:
         open_checkpoint(path)  # what is broken is said now
 
@@ -206,7 +207,7 @@ def main(arguments: argparse.Namespace) -> None:
             "# Nadir\nAerial and satellite images in words. Drop an image, or pick one of the drawn scenes."
         )
         with gradio.Row():
-            image = gradio.File(label="Image", file_types=["image"], type="filepath", height=140)
+            image = gradio.File(label="Image", file_types=["image"], type="filepath", height=140, scale=1)
             gallery = gradio.Gallery(
                 [str(path) for path in examples],
                 show_label=False,
@@ -214,6 +215,7 @@ def main(arguments: argparse.Namespace) -> None:
                 columns=len(examples),
                 height=140,
                 allow_preview=False,
+                scale=2,
             )
         chosen = gradio.Dropdown(found, value=found[0], label="Checkpoint", visible=len(found) > 1)
         result = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT, elem_id="result")
@@ -233,7 +235,11 @@ def main(arguments: argparse.Namespace) -> None:
             footer_links=[],
             allowed_paths=[folder],
             share=False,
+            quiet=True,  # what Gradio says of public links is not for a page that sends nothing anywhere
+            prevent_thread_lock=True,
         )
+        print(f"the page is at {page.local_url}", flush=True)
+        page.block_thread()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _numbers(kind: type) -> Callable[[str], tuple]:
     def parse(text: str) -> tuple:
         return tuple(kind(part) for part in text.split(","))
 
-    parse.__name__ = "numbers with commas"
+    parse.__name__ = "list (numbers with commas between them are wanted, such as 4,3,2)"
     return parse
 
 
@@ -172,8 +172,9 @@ def main(arguments: argparse.Namespace) -> None:
         if picture and panels:
             attention_figure(picture, panels)
         journal.remove()
-        if broken:
-            print(f"{said} images captioned, {len(broken)} left out", file=sys.stderr)
+        if output or broken:
+            where = f" in {output}" if output else ""
+            print(f"{said} captions{where}" + f", {len(broken)} images left out" * bool(broken), file=sys.stderr)
 
 
 def choose_tiling(arguments: argparse.Namespace, size: int) -> Tiling | None:
@@ -236,7 +237,7 @@ def caption_files(
                 row |= {"caption": beam[0].text, "score": round(beam[0].score, 4)}
                 if panels is not None and len(panels) < PICTURED:
                     pixels = visual.content[0].permute(1, 2, 0).numpy()
-                    panels.append(Panel(pixels, beam[0].words, beam[0].attention, visuals.masks(place)))
+                    panels.append(Panel(pixels, beam[0].words, beam[0].attention, visuals.masks(place), row["file"]))
             if query:
                 for (row, _, _), match in zip(read, query.match(batch), strict=True):
                     row["match"] = round(match, 4)

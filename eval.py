@@ -20,7 +20,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
-    parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney or NWPU (default: the checkpoint's)")
+    parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney, NWPU or own (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
     parser.add_argument("--beam-size", type=int, help="default: the run's")
@@ -54,7 +54,7 @@ from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, score_captions
 from metrics.statistics import bootstrap, paired_test
-from utils.checkpoint import SHIPPED, load_checkpoint
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import Config, parse_config, with_decoding
 from utils.devices import best_device, choose_precision
 from utils.grounding import SCORES as GROUNDING
@@ -108,7 +108,7 @@ def main(arguments: argparse.Namespace) -> None:
         "metrics": scores.metrics,
         "intervals": bootstrap(scores),
         "classes": by_class(scores, images),
-        "diversity": variety(captions, dataset, beams, references),
+        "diversity": variety(captions, learned_from(checkpoint, dataset), beams, references),
     }
     if grounding:
         result["grounding"] = grounding
@@ -171,14 +171,20 @@ def by_class(scores: Scores, images: Sequence[AnnotatedImage]) -> dict[str, dict
     return {name: {"images": classes.count(name), **rest} for name, rest in class_scores(scores, classes).items()}
 
 
+def learned_from(checkpoint: Checkpoint | None, dataset: CaptionDataset) -> list[str]:
+    """The train captions of the data set, none where the checkpoint was trained on another."""
+    if checkpoint and checkpoint.config.dataset != dataset.spec.name:
+        return []
+    return [caption for image in dataset.images if image.split == "train" for caption in image.captions]
+
+
 def variety(
     captions: dict[int, str],
-    dataset: CaptionDataset,
+    train: Sequence[str],
     beams: Sequence[Sequence[Caption]],
     references: dict[int, tuple[str, ...]],
 ) -> dict[str, float]:
     """How varied the captions are; what needs train captions or several an image, where there are any."""
-    train = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     found = diversity(captions.values(), train)
     found["rare_recall"] = rare_recall([captions[key] for key in references], references.values(), train)
     if not train:
@@ -209,14 +215,15 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(name, f"{100 * value:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
     console.print(table)
     for name, reason in protocol["unavailable"].items():
-        console.print(f"{name} is not there: {reason}")
+        if name != "SPICE":  # whose models few have; --output and --report say what it wants
+            console.print(f"{name} is not there: {reason}")
     if classes:
         ranked = sorted(classes, key=lambda name: classes[name]["CIDEr"])
         ends = " to ".join(f"{100 * classes[name]['CIDEr']:.1f} ({name})" for name in (ranked[0], ranked[-1]))
         console.print(f"CIDEr of {len(classes)} scene classes: {ends}; all of them are in --output and --report")
     console.print("diversity: " + ", ".join(f"{name} {value:.4g}" for name, value in varied.items()))
     if "seen_in_train" not in varied:
-        console.print("what is compared with train captions is left out: there are none in this data set's folder")
+        console.print("what is compared with train captions is left out: there are none here, or others were learned")
     if "grounding" in result:
         pointing, iou, chance = (100 * result["grounding"][name] for name in GROUNDING)
         console.print(

@@ -10,6 +10,7 @@ from typing import Any
 from data.errors import UserError
 
 SPLITS = ("train", "val", "test")
+REMEDY = "restore the published file (docs/your-own-data.md has the layout)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_nwpu(path: Path, faults: list[str] | None = None) -> list[AnnotatedImag
     """
     document = _read_json(path)
     if not isinstance(document, dict) or not all(isinstance(v, list) for v in document.values()):
-        raise UserError(f"{path}: expected an object of lists, one a category; restore the published file")
+        raise UserError(f"{path}: expected an object of lists, one a category; {REMEDY}")
     placed = [(category, i, entry) for category, entries in document.items() for i, entry in enumerate(entries)]
     return _read_entries(path, placed, _nwpu_image, faults)
 
@@ -57,7 +58,7 @@ def _read_entries(
     path: Path, entries: list[Any], read: Callable[[Path, int, Any], AnnotatedImage], faults: list[str] | None
 ) -> list[AnnotatedImage]:
     if not entries:
-        raise UserError(f"{path}: holds no images; restore the published file")
+        raise UserError(f"{path}: holds no images; {REMEDY}")
     images: list[AnnotatedImage] = []
     seen: set[tuple[str, int | str]] = set()
     for position, entry in enumerate(entries):
@@ -78,10 +79,12 @@ def _read_entries(
 def _karpathy_image(path: Path, position: int, entry: Any) -> AnnotatedImage:
     where = f"{path}: images[{position}]"
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object; restore the published file")
+        raise UserError(f"{where} is not an object; {REMEDY}")
+    if isinstance(entry.get("filename"), str):
+        where += f" ({shown(entry['filename'])})"
     sentences = entry.get("sentences")
     if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
-        raise UserError(f'{where} has no list "sentences" of objects; restore the published file')
+        raise UserError(f'{where} has no list "sentences" of objects {{"raw": ".."}}; {REMEDY}')
     return AnnotatedImage(
         imgid=_imgid(entry, position, where),
         filename=_filename(entry.get("filename"), where),
@@ -94,7 +97,7 @@ def _nwpu_image(path: Path, position: int, placed: tuple[str, int, Any]) -> Anno
     category, place, entry = placed
     where = f"{path}: {shown(category)}[{place}]"
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object; restore the published file")
+        raise UserError(f"{where} is not an object; {REMEDY}")
     keys = ["raw", *(f"raw_{i}" for i in range(1, 5))]
     return AnnotatedImage(
         imgid=position,
@@ -116,19 +119,19 @@ def _read_json(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save the annotations as UTF-8 JSON") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); restore the published file") from None
+        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); {REMEDY}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
 
 
 def _filename(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f'{where}: "filename" is missing or not text; restore the published file')
+        raise UserError(f'{where}: "filename" is missing or not text; {REMEDY}')
     parts = PurePosixPath(value.replace("\\", "/")).parts
     if not parts or ".." in parts or value.startswith(("/", "\\")) or ":" in parts[0]:
         raise UserError(f"{where}: filename {shown(value)} leaves the folder of images; make it a relative path")
     if "\0" in value or any(_too_long(part) for part in parts):
-        raise UserError(f"{where}: filename {shown(value)} is a name that no file can have; restore the published file")
+        raise UserError(f"{where}: filename {shown(value)} is a name that no file can have; {REMEDY}")
     return "/".join(parts)
 
 
@@ -143,7 +146,7 @@ def _too_long(name: str) -> bool:
 def _imgid(entry: dict[str, Any], position: int, where: str) -> int:
     value = entry.get("imgid", position)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        raise UserError(f'{where}: "imgid" is {shown(value)}, not a whole number (64 bits); restore the published file')
+        raise UserError(f'{where}: "imgid" is {shown(value)}, not a whole number (64 bits); {REMEDY}')
     return value
 
 
@@ -160,5 +163,5 @@ def _captions(values: dict[str, Any], where: str) -> tuple[str, ...]:
         raise UserError(f"{where} has no caption; give it one or remove the entry")
     for place, value in values.items():
         if not isinstance(value, str):
-            raise UserError(f'{where}{place}: "raw" is {shown(value)}, not text; restore the published file')
+            raise UserError(f'{where}{place}: "raw" is {shown(value)}, not text; {REMEDY}')
     return tuple(value.encode("utf-8", "replace").decode() for value in values.values())

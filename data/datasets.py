@@ -83,7 +83,7 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="own",
             citation="your own",
-            source="docs/your-own-data.md",
+            source="your own files, laid out as docs/your-own-data.md says",
             annotations=("dataset.json",),
             image_folders=("images",),
             split_sizes=None,

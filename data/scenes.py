@@ -171,7 +171,8 @@ class Scene:
             known = tuple(named[c] for c in colours if c in named)
             bands = known if len(known) == 3 else (1, 2, 3) if self._file.count >= 3 else (1,)
         if len(bands) not in (1, 3) or not all(1 <= band <= self._file.count for band in bands):
-            raise UserError(f"{path}: bands {bands} of {self._file.count}; choose one or three of them")
+            asked = ",".join(map(str, bands))
+            raise UserError(f"{path}: has bands 1 to {self._file.count}, not {asked}; choose one or three of them")
         self.bands = bands
         self._palette = self._colours() if ColorInterp.palette in named and bands == (1,) else None
         kind = np.dtype(self._file.dtypes[bands[0] - 1])

@@ -123,6 +123,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"NO_MKDOCS_2_WARNING": "1"})
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+    tutorials = (tmp_path / "site" / "tutorials" / "index.html").read_text()
+    assert "AttentionEntropy" in tutorials and "--8" not in tutorials  # the scripts are included
+    heads = (tmp_path / "site" / "heads" / "index.html").read_text()
+    assert 'href="../rooms/loss/"' in heads  # for ../loss/README.md, which is no page
     page = (tmp_path / "site" / "rooms" / "data" / "index.html").read_text()
     assert 'id="data.scenes.Scene"' in page
     for rooms in (ROOT / "docs" / "rooms").glob("*.md"):

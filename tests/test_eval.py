@@ -119,7 +119,7 @@ def test_the_difference_is_that_of_the_two_scores(scenes: Path, images: list[Ann
 def test_a_baseline_of_other_images_is_an_error(scenes: Path, images: list[AnnotatedImage], write: Write) -> None:
     results, other = write("a.json", ["a road"] * len(images)), write("b.json", ["a road"] * len(images))
     other.write_text(json.dumps(json.loads(other.read_text())[1:]))
-    with pytest.raises(UserError, match=rf"b\.json: 1 image ids have no caption: {images[0].imgid}"):
+    with pytest.raises(UserError, match=rf"b\.json: 1 without a caption: {images[0].filename}"):
         run(results, scenes, "--baseline", other)
 
 

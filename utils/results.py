@@ -22,8 +22,11 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:80]})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{path}: not JSON ({reason}); eval.py --output F.json writes such a file") from None
     if isinstance(entries, dict) and isinstance(entries.get("captions"), list):
         entries = entries["captions"]  # what --output writes
     if not isinstance(entries, list) or not all(
@@ -36,16 +39,16 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
     known |= {Path(image.filename).name: image.imgid for image in images}
     unknown = [e["image_id"] for e in entries if e["image_id"] not in known]
     counts = Counter(known[e["image_id"]] for e in entries if e["image_id"] in known)
-    doubled = [imgid for imgid, count in counts.items() if count > 1]
-    missing = [image.imgid for image in images if image.imgid not in counts]
-    for ids, fault in (
-        (unknown, "are not in this split"),
-        (doubled, "stand twice"),
-        (missing, "have no caption"),
+    doubled = [image.filename for image in images if counts[image.imgid] > 1]
+    missing = [image.filename for image in images if image.imgid not in counts]
+    for names, fault in (
+        (unknown, "not in this split"),
+        (doubled, "twice"),
+        (missing, "without a caption"),
     ):
-        if ids:
-            some = ", ".join(map(str, ids[:10])) + (", .." if len(ids) > 10 else "")
-            raise UserError(f"{path}: {len(ids)} image ids {fault}: {some}; check --split and --dataset")
+        if names:
+            some = ", ".join(map(str, names[:10])) + (", .." if len(names) > 10 else "")
+            raise UserError(f"{path}: {len(names)} {fault}: {some}; check --split and --dataset")
     # JSON can hold halves of characters ("\ud800"), which no file can
     captions = {known[e["image_id"]]: e["caption"].encode("utf-8", "replace").decode() for e in entries}
     return {image.imgid: captions[image.imgid] for image in images}

@@ -188,7 +188,8 @@ def show_result(
 
     scores = best.about["val"]
     title = f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
-    table = Table(*(Column(name, justify="right") for name in scores), title=title)
-    table.add_row(*(f"{100 * value:.2f}" for value in scores.values()))
+    table = Table("", Column("score", justify="right"), title=title)
+    for name, value in scores.items():
+        table.add_row(name, f"{100 * value:.2f}")
     console.print(table)
     console.print(f"run folder  {run_dir}\npicture     {picture}")

@@ -72,6 +72,10 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
         if others := len(rows) - sum(counts[text] for text in named):
             handles.append(Patch(color="lightgrey", label=f"{others} × another caption"))
         figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=9)
+    if best:
+        handles = [Patch(color=colormaps["YlOrRd"](share), label=f"{share * best:+.2f}") for share in (1.0, 0.5, 0.0)]
+        handles.append(Patch(color="grey", label="below zero, without its caption"))
+        figure.legend(handles=handles, loc="lower left", fontsize=9, title="fits the words by")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

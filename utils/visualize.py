@@ -16,12 +16,14 @@ class Panel(NamedTuple):
     """An image uint8 [H, W, 3], a caption's words, and the attention float [words, N] of each over the regions.
 
     `masks` bool [N, h, w] are the regions, over the whole image in any resolution; None: the cells of a square grid.
+    `name` stands before the caption.
     """
 
     image: np.ndarray
     words: Sequence[str]
     attention: np.ndarray
     masks: np.ndarray | None = None
+    name: str = ""
 
 
 def paint(attention: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -51,8 +53,8 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
 
     All panels share one scale, in multiples of an even look at the image's regions, up to the largest in the figure or
     2; where a word looks no more than evenly the grey image shows through. Regions have outlines; under each panel
-    stands its largest attention. The bar at the right is the legend. Panels end after `columns` words, the caption does
-    not.
+    stands its largest attention, in the same multiples. The bar at the right is the legend. Panels end after `columns`
+    words, the caption does not.
 
     Raises:
         ValueError: there is no row.
@@ -77,8 +79,10 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 1.0])
     left, right = halves
     strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for row, count, maps, strip in zip(rows, counts, painted, strips, strict=True):
-        caption = textwrap.shorten(" ".join(row.words), 12 * (shown + 1), placeholder=" …")
+    for row, maps, strip in zip(rows, painted, strips, strict=True):
+        caption = textwrap.shorten(
+            f"{row.name[-40:]}: " * bool(row.name) + " ".join(row.words), 12 * (shown + 1), placeholder=" …"
+        )
         strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")
         panels = strip.subplots(1, shown + 1, width_ratios=[1.3] + [1] * shown)
         for panel in panels:
@@ -96,7 +100,7 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
             if lines is not None:
                 panel.imshow(lines, **place)
             panel.text(
-                0.5, -0.03, f"{looked.max() / count:.2f}", transform=panel.transAxes, ha="center", va="top", fontsize=7
+                0.5, -0.03, f"{looked.max():.1f} ×", transform=panel.transAxes, ha="center", va="top", fontsize=7
             )
     figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label="attention, in multiples of an even look")
     buffer = io.BytesIO()

@@ -1,14 +1,17 @@
 """Caption images without PyTorch: python docs/tutorials/onnx_captions.py exported/ photo.jpg ..."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-folder, *photos = map(Path, sys.argv[1:])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folder", type=Path, help="what python -m utils.export wrote")
+parser.add_argument("photos", type=Path, nargs="+")
+folder, photos = vars(parser.parse_args()).values()
 about = json.loads((folder / "captioner.json").read_text())
 encoder, step = (onnxruntime.InferenceSession(folder / name) for name in ("encoder.onnx", "step.onnx"))
 

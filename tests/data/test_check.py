@@ -57,11 +57,11 @@ def test_every_problem_is_listed(scenes: Path, tmp_path: Path) -> None:
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
     assert done.returncode == 1 and "9 problems" in done.stdout and len(problems) == 9
     for expected in (
-        "images[0]: \"split\" is 'dev'",
+        f"images[0] ({name[0]!r}): \"split\" is 'dev'",
         f"{name[1]}: no caption with words",
-        "images[2]: filename '../outside.png' leaves the folder",
+        "images[2] ('../outside.png'): filename '../outside.png' leaves the folder",
         f"imgid {images[4]['imgid']} stands twice",
-        'images[5] has no list "sentences"',
+        f'images[5] ({name[5]!r}) has no list "sentences"',
         f"{name[7]}: no such image",
         f"{name[8]}: not a readable image",
         f"{name[9]}: 20 x 50 pixels",

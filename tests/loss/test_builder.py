@@ -11,8 +11,6 @@ from loss import LOSS_REGISTRY, LossFactory, build_loss
 from loss.cross_entropy import CrossEntropyLoss
 from loss.loss import custum_loss
 
-torch.set_num_threads(1)
-
 # the example of the trainer's document
 DOCUMENT = """
 model:

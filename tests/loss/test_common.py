@@ -4,8 +4,6 @@ from torch import Tensor
 
 from loss.common import check_labels, divide, find_class_dim, reduce, sum_terms, upcast, zero_with_graph
 
-torch.set_num_threads(1)
-
 
 def test_reduce_is_the_weighted_mean() -> None:
     values, weight = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([2, 0, 1])

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from loss.cross_entropy import CrossEntropyLoss
 
-torch.set_num_threads(1)
-
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from loss.ctc import CTCLoss
 
-torch.set_num_threads(1)
 T, N, C = 5, 3, 4
 TARGETS = torch.tensor([[1, 2, 0], [3, 3, 1], [2, 0, 0]])  # the zeros are padding, which may be the blank
 INPUTS, LENGTHS = torch.tensor([5, 4, 3]), torch.tensor([2, 2, 1])

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from loss.divergence import categorical_kl
 
-torch.set_num_threads(1)
 INF = torch.inf
 
 

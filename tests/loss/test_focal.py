@@ -8,8 +8,6 @@ from torchvision.ops import sigmoid_focal_loss as torchvisions
 
 from loss.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 
-torch.set_num_threads(1)
-
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

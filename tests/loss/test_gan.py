@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from loss.gan import GANLoss, gradient_penalty
 
-torch.set_num_threads(1)
-
 
 def scores(seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

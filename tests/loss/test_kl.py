@@ -9,7 +9,6 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from loss.kl import AlignmentKLLoss, KLDistillationLoss, PolicyKLLoss, RLHFKLLoss, VAEKLLoss
 
-torch.set_num_threads(1)
 INF = torch.inf
 
 

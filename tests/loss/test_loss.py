@@ -10,7 +10,6 @@ import loss
 import loss.loss_function
 from loss.loss import custum_loss
 
-torch.set_num_threads(1)
 B, T, V, N = 4, 5, 7, 3
 Batch = tuple[Tensor, Tensor, Tensor]  # logits, words, attention
 

@@ -15,7 +15,6 @@ from torch import Tensor
 import loss as package
 from loss import LOSS_REGISTRY, LossFactory, build_loss
 
-torch.set_num_threads(1)
 SECTIONS = ["Args", "Shape", "Reference", "Example"]
 DOCUMENTED = [
     *("custum_loss", "cross_entropy", "focal_loss", "yolox_loss", "retinanet_loss", "pidnet_loss"),

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from loss.triplet import TripletLoss
 
-torch.set_num_threads(1)
 LABELS = torch.tensor([0, 0, 1, 1, 0, 2, 1])  # the only 2 is nobody's positive
 
 

@@ -74,9 +74,9 @@ def test_half_a_character_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda rows: rows[1:], "1 image ids have no caption: 7"),
-        (lambda rows: [*rows, rows[0]], "stand twice: 7"),
-        (lambda rows: [*rows, {"image_id": "airport_1.jpg", "caption": "b"}], "stand twice: 7"),
+        (lambda rows: rows[1:], r"1 without a caption: airport_1\.jpg"),
+        (lambda rows: [*rows, rows[0]], r"1 twice: airport_1\.jpg"),
+        (lambda rows: [*rows, {"image_id": "airport_1.jpg", "caption": "b"}], r"1 twice: airport_1\.jpg"),
         (lambda rows: [*rows, {"image_id": 99, "caption": "b"}], "not in this split: 99"),
         (lambda rows: {"annotations": rows}, "expected"),
         (lambda rows: [{"image_id": 7}], "expected"),
@@ -94,9 +94,9 @@ def test_a_fault_is_named_with_file_and_ids(change, fault: str, tmp_path: Path) 
 
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("[" * 100_000)
-    for path in (tmp_path / "r.json", tmp_path / "missing.json", tmp_path):
-        with pytest.raises(UserError, match="cannot be read as JSON"):
-            read_results(path, IMAGES)
+    for path, fault in (("r.json", "not JSON"), ("missing.json", "check the path"), ("", "check the path")):
+        with pytest.raises(UserError, match=fault):
+            read_results(tmp_path / path, IMAGES)
 
 
 def test_the_digest_tells_splits_apart() -> None:

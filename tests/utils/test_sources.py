@@ -103,5 +103,5 @@ def test_a_teachers_captions_join_the_train_captions(scenes: Path, config: Confi
     assert all(len(image.captions) == 6 for image in taught.split("train"))
     assert taught.split("val") == whole.split("val")
     results.write_text(json.dumps([{"image_id": 0, "caption": "one"}]))
-    with pytest.raises(UserError, match="have no caption"):
+    with pytest.raises(UserError, match="without a caption"):
         with_captions(whole, results)
