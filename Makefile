@@ -28,11 +28,11 @@ fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz --cases 10000
 
 rsicd: setup
-	for step in encoder captions; do \
+	for step in encoder captions rewards; do \
 		$(VENV)/bin/python train.py --config configs/rsicd/$$step.yaml --data-root $(DATA) \
 			--output-dir runs/rsicd/$$step --resume || exit; \
 	done
-	$(VENV)/bin/python -m utils.ship runs/rsicd/captions/best.safetensors runs/rsicd/rsicd.safetensors
+	$(VENV)/bin/python -m utils.ship runs/rsicd/rewards/best.safetensors runs/rsicd/rsicd.safetensors
 
 lint: setup
 	$(VENV)/bin/ruff check .
