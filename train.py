@@ -6,7 +6,9 @@ best.safetensors (what eval.py and caption.py read), val.json (its captions of v
 """
 
 import argparse
+from pathlib import Path
 
+from data.datasets import CaptionDataset, check_root
 from utils.config import Config, load_config
 from utils.files import run_program
 
@@ -28,6 +30,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
     CONFIG = run_program(lambda: load_config(ARGUMENTS))
+    if CONFIG.dataset != "synthetic":
+        run_program(lambda: check_root(CONFIG.dataset, Path(CONFIG.data_root) if CONFIG.data_root else None))
 
 import copy
 import math
@@ -45,7 +49,6 @@ from rich.console import Console
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
-from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Batch, BatchKey, CaptionBatches, Visuals, loader
 from data.synthetic import Truth

@@ -83,7 +83,7 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="own",
             citation="your own",
-            source="your own files, laid out as docs/your-own-data.md says",
+            source="docs/your-own-data.md",
             annotations=("dataset.json",),
             image_folders=("images",),
             split_sizes=None,
@@ -133,15 +133,14 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
         raise UserError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
     if convention not in CONVENTIONS:
         raise UserError(f"unknown convention {convention!r}; known are {', '.join(CONVENTIONS)}")
+    root = check_root(name, root)
     spec = DATASETS[name]
     want = f"{spec.annotations[0]} and {spec.image_folders[0]}/"
-    if root is None:
-        raise UserError(f"{name} needs --data-root DIR, a folder with {want}; get them from {spec.source}")
     annotations = _first(root, spec.annotations, Path.is_file)
     image_root = _first(root, spec.image_folders, Path.is_dir)
     if annotations is None or image_root is None:
         missing = " or ".join(spec.annotations if annotations is None else spec.image_folders)
-        raise UserError(f"{root}: no {missing}; get {want} from {spec.source} and put them there")
+        raise UserError(f"{root}: no {missing}; put {want} there, see {spec.source}")
 
     images = spec.read(annotations, None)
     notes = []
@@ -161,6 +160,17 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
     images = located(images, image_root)
     _refuse_links(images, image_root)
     return CaptionDataset(spec, image_root, tuple(images), tuple(notes))
+
+
+def check_root(name: str, root: Path | None) -> Path:
+    """The folder of data set `name`; `UserError` where it is not named or not there."""
+    spec = DATASETS[name]
+    want = f"{spec.annotations[0]} and {spec.image_folders[0]}/"
+    if root is None:
+        raise UserError(f"{name} needs --data-root DIR, a folder with {want}; see {spec.source}")
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name one with {want}, see {spec.source}")
+    return root
 
 
 def _first(root: Path, names: tuple[str, ...], is_there: Callable[[Path], bool]) -> Path | None:
