@@ -170,6 +170,9 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
             runs[variant.levels] = done
     if cells[0].levels not in runs:
         raise UserError(f"{folder}: no run of the baseline ({', '.join(cells[0].levels)}) is done, nothing to compare")
+    known = {name: None for seeds in runs.values() for run in seeds.values() for name in run.measures}
+    if unknown := [column for column in grid.columns if column not in known]:
+        raise UserError(f"columns: no measure {unknown[0]!r}; there are {', '.join(known)}")
     rows = compare(runs)
     table = markdown(rows, list(grid.factors), grid.columns)
     about = (
@@ -199,8 +202,6 @@ def read_run(config: Config, dataset: CaptionDataset, columns: Sequence[str]) ->
         measures |= diversity(captions.values(), train_captions)
         texts = [captions[image.imgid] for image in images]
         measures["rare_recall"] = rare_recall(texts, [image.captions for image in images], train_captions)
-    if unknown := [column for column in columns if column not in measures]:
-        raise UserError(f"columns: no measure {unknown[0]!r}; there are {', '.join(measures)}")
     return Run(measures, scores.per_image[TESTED])
 
 

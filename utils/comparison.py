@@ -35,8 +35,8 @@ class Row(NamedTuple):
     test: Comparison | None
 
     def values(self, column: str) -> np.ndarray:
-        """What each seed has in `column`, [S]."""
-        return np.array([run.measures[column] for run in self.runs.values()])
+        """What each seed has in `column`, [S]; NaN where it has not, such as the metric of a head that it lacks."""
+        return np.array([run.measures.get(column, np.nan) for run in self.runs.values()])
 
 
 def compare(runs: Mapping[tuple[str, ...], dict[int, Run]]) -> list[Row]:
@@ -78,6 +78,7 @@ def write_csv(path: Path, rows: Sequence[Row], factors: Sequence[str], columns: 
     for row in rows:
         values = [row.values(column) for column in (*columns, SECONDS)]
         numbers = [x for value in values for x in (value.mean(), value.std(ddof=1) if len(value) > 1 else "")]
+        numbers = ["" if x != x else x for x in numbers]
         writer.writerow([*row.levels, len(row.runs), *numbers, *(row.test or ("", "", "", ""))])
     write_whole(path, text.getvalue())
 
@@ -110,5 +111,7 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
 
 def _spread(row: Row, column: str) -> str:
     values = row.values(column)
+    if np.isnan(values).all():
+        return ""
     parts = [values.mean(), values.std(ddof=1)] if len(values) > 1 else [values.mean()]
     return " ± ".join(f"{100 * part:.2f}" if column in SCORES else f"{part:.3g}" for part in parts)
