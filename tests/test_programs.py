@@ -182,7 +182,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
 
     for entries, fault in (
         (by_name[1:], "1 without a caption"),
-        ([*by_name, by_name[0]], "stand twice"),
+        ([*by_name, by_name[0]], "1 twice"),
         ([*by_name, {"image_id": "nowhere.png", "caption": "a"}], "nowhere.png"),
         ({"captions": 3}, "expected"),
     ):

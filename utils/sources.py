@@ -42,9 +42,9 @@ def open_dataset(config: Config) -> CaptionDataset:
     elif root is not None and find_parquet(root):
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
     dataset = load_dataset(config.dataset, root, config.data.convention)
+    dataset = hold_back(dataset, config.data.held_back)
     if config.data.more_captions:
         dataset = with_captions(dataset, Path(config.data.more_captions))
-    dataset = hold_back(dataset, config.data.held_back)
     if config.data.limit:
         splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
         kept = tuple(image for split in splits for image in thinned(split, config.data.limit))

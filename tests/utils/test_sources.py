@@ -102,6 +102,12 @@ def test_a_teachers_captions_join_the_train_captions(scenes: Path, config: Confi
     assert [image.captions[-1] for image in taught.split("train")] == [said[i.imgid] for i in taught.split("train")]
     assert all(len(image.captions) == 6 for image in taught.split("train"))
     assert taught.split("val") == whole.split("val")
+    held = data.model_copy(update={"held_back": 0.2, "limit": 0})  # a teacher that held back the same images
+    back = config.model_copy(update={"data_root": str(scenes), "dataset": "RSICD", "data": held})
+    kept = open_dataset(back.model_copy(update={"data": held.model_copy(update={"more_captions": None})}))
+    left = [{"image_id": image.imgid, "caption": said[image.imgid]} for image in kept.split("train")]
+    results.write_text(json.dumps(left))
+    assert len(left) < len(said) and all(len(image.captions) == 6 for image in open_dataset(back).split("train"))
     results.write_text(json.dumps([{"image_id": 0, "caption": "one"}]))
     with pytest.raises(UserError, match="without a caption"):
         with_captions(whole, results)
