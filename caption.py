@@ -52,12 +52,14 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def _numbers(kind: type) -> Callable[[str], tuple]:
-    """A parser of numbers with commas between them, named for argparse's messages."""
+    """A parser of numbers with commas between them."""
 
     def parse(text: str) -> tuple:
-        return tuple(kind(part) for part in text.split(","))
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas are wanted, such as 4,3,2") from None
 
-    parse.__name__ = "list (numbers with commas between them are wanted, such as 4,3,2)"
     return parse
 
 
@@ -173,8 +175,9 @@ def main(arguments: argparse.Namespace) -> None:
             attention_figure(picture, panels)
         journal.remove()
         if output or broken:
-            where = f" in {output}" if output else ""
-            print(f"{said} captions{where}" + f", {len(broken)} images left out" * bool(broken), file=sys.stderr)
+            left_out = f", {len(broken)} left out" if broken else ""
+            where = f": {output}" if output else ""
+            print(f"{said} images captioned{left_out}{where}", file=sys.stderr)
 
 
 def choose_tiling(arguments: argparse.Namespace, size: int) -> Tiling | None:

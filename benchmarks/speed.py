@@ -212,7 +212,8 @@ def regions(seconds: float) -> Iterator[Row]:
 
 
 def self_critical(seconds: float) -> Iterator[Row]:
-    sampled, plain = Training(None, seen_store(BATCH), reward=True), Training(None, seen_store(BATCH))
+    features = seen_store(BATCH)
+    sampled, plain = Training(None, features, reward=True), Training(None, features)
     ours, theirs, ratio = taking_turns(lambda: sampled.step() and 1.0, lambda: plain.step() and 1.0, seconds)
     note = f"beside a cross-entropy step of ours: {1 / ratio:.2f} x its time; 5 samples an image, dot attention"
     yield Row("self-critical step", "steps/s", ours, theirs, ratio, note=note)

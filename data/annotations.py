@@ -10,7 +10,7 @@ from typing import Any
 from data.errors import UserError
 
 SPLITS = ("train", "val", "test")
-REMEDY = "restore the published file (docs/your-own-data.md has the layout)"
+REMEDY = "restore the published file, or see docs/your-own-data.md"
 
 
 @dataclass(frozen=True)

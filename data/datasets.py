@@ -29,6 +29,11 @@ class DatasetSpec:
     read: Callable[[Path, list[str] | None], list[AnnotatedImage]] = read_karpathy
     landmarks: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def files(self) -> str:
+        """What its folder holds, in words."""
+        return f"{self.annotations[0]} and {self.image_folders[0]}/"
+
 
 _LU_2018 = (
     "Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, IEEE TGRS 56(4), 2018"
@@ -135,12 +140,11 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
         raise UserError(f"unknown convention {convention!r}; known are {', '.join(CONVENTIONS)}")
     root = check_root(name, root)
     spec = DATASETS[name]
-    want = f"{spec.annotations[0]} and {spec.image_folders[0]}/"
     annotations = _first(root, spec.annotations, Path.is_file)
     image_root = _first(root, spec.image_folders, Path.is_dir)
     if annotations is None or image_root is None:
         missing = " or ".join(spec.annotations if annotations is None else spec.image_folders)
-        raise UserError(f"{root}: no {missing}; put {want} there, see {spec.source}")
+        raise UserError(f"{root}: no {missing}; put {spec.files} there, see {spec.source}")
 
     images = spec.read(annotations, None)
     notes = []
@@ -165,11 +169,10 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
 def check_root(name: str, root: Path | None) -> Path:
     """The folder of data set `name`; `UserError` where it is not named or not there."""
     spec = DATASETS[name]
-    want = f"{spec.annotations[0]} and {spec.image_folders[0]}/"
     if root is None:
-        raise UserError(f"{name} needs --data-root DIR, a folder with {want}; see {spec.source}")
+        raise UserError(f"{name} needs --data-root DIR, a folder with {spec.files}; see {spec.source}")
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name one with {want}, see {spec.source}")
+        raise UserError(f"{root}: no such folder; name one with {spec.files}, see {spec.source}")
     return root
 
 

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
-        self.region = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), nn.ReLU())
+        self.region = nn.ModuleList([nn.LayerNorm(channels), nn.Linear(channels, width)])
         self.key = nn.Linear(width, width)
         self.attention = nn.ModuleDict()
         if attention == "additive":

@@ -49,7 +49,7 @@ def test_broken_images_are_named_and_end_nothing(
         call(tmp_path / "in", "--checkpoint", checkpoint, "--output", output)
         errors = capsys.readouterr().err.splitlines()
         assert len(errors) == 3 and str(paths[3]) in errors[0] and str(paths[4]) in errors[1]
-        assert errors[2] == f"3 captions in {output}, 2 images left out"
+        assert errors[2] == f"3 images captioned, 2 left out: {output}"
         text = output.read_text()
         rows = {
             "json": lambda text=text: json.loads(text),

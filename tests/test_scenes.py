@@ -185,9 +185,5 @@ def test_two_processes_write_what_one_does(scene: Path, checkpoint: Path, tmp_pa
     two = list(csv.DictReader((tmp_path / "two.csv").open()))
     assert [row["file"] for row in two] == [row["file"] for row in rows]
     assert [row["caption"] for row in two] == ["kept" if i in (1, 8) else row["caption"] for i, row in enumerate(rows)]
-    assert (
-        "not a readable image" in two[4]["error"]
-        and "8 captions in " in done.stderr
-        and "1 images left out" in done.stderr
-    )
+    assert "not a readable image" in two[4]["error"] and "8 images captioned, 1 left out" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "one.csv", "two.csv"]

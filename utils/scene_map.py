@@ -22,8 +22,8 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
 
     Where there is none, a legend names the most frequent captions, each with its number and the colour of its tiles;
     the other tiles are grey. Where rows have a `match` (of `--find`), tiles that match better than no image would are
-    framed by how well, from yellow to red, the best one thickest and on top; only these have their caption in them,
-    after their match.
+    framed by how well, from yellow to red, as a legend says, the best one thickest and on top; only these have their
+    caption in them, after their match.
 
     Raises:
         UserError: the scene cannot be read or the picture not written.

@@ -80,9 +80,8 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     left, right = halves
     strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, maps, strip in zip(rows, painted, strips, strict=True):
-        caption = textwrap.shorten(
-            f"{row.name[-40:]}: " * bool(row.name) + " ".join(row.words), 12 * (shown + 1), placeholder=" …"
-        )
+        name = [f"{row.name[-40:]}:"] if row.name else []
+        caption = textwrap.shorten(" ".join([*name, *row.words]), 12 * (shown + 1), placeholder=" …")
         strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")
         panels = strip.subplots(1, shown + 1, width_ratios=[1.3] + [1] * shown)
         for panel in panels:

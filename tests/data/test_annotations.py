@@ -98,7 +98,7 @@ def test_a_fault_is_named_in_a_line_however_large_it_is(tmp_path: Path) -> None:
     for change in ({"split": "x" * 10**6}, {"imgid": ["y" * 10**6] * 50}, {"filename": "../" * 10**5}):
         with pytest.raises(UserError) as caught:
             read_karpathy(write(tmp_path / "a.json", {"images": [entry(**change)]}))
-        assert len(str(caught.value)) < 400 + len(str(tmp_path))
+        assert len(str(caught.value)) < 400
 
 
 def test_an_nwpu_image_without_a_name_is_refused(tmp_path: Path) -> None:
