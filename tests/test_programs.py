@@ -216,6 +216,9 @@ def test_codes_are_drawn_and_words_said_at_once_from_a_checkpoint(
     call("train", *data, "--output-dir", tmp_path / "run", "--epochs", "1", *small, "model.heads.concepts.tell=true")
     assert {"val/latent/KL", "val/parallel/CIDEr", "val/CIDEr"} <= lines(tmp_path / "run")[-1].keys()
     checkpoint: Words = ["--checkpoint", tmp_path / "run" / "best.safetensors"]
+    with pytest.raises(UserError, match="head concepts was made for other data"):  # fewer images, other concepts
+        other: Words = ["--output-dir", tmp_path / "other", f"train.init={checkpoint[1]}", "data.limit=20"]
+        call("train", *data, *other, *small, "model.heads.concepts.tell=true")
     said = {}
     for way in ("method=greedy", "method=parallel", "method=sample samples=3 temperature=2"):
         words = [word for setting in way.split() for word in ("--decoding", setting)]
