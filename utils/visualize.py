@@ -11,6 +11,9 @@ import numpy as np
 
 from data.files import write_whole
 
+IMAGE, PANEL, GAP, STRIP, LEGEND = 1.55, 1.2, 0.08, 2.0, 0.95
+"""Inches of a figure: an image's side and that of a word's panel, what lies between, a row's height, the legend."""
+
 
 class Panel(NamedTuple):
     """An image uint8 [H, W, 3], a caption's words, and the attention float [words, N] of each over the regions.
@@ -75,33 +78,42 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     colours[:, 3] = np.clip(above, 0, 1) ** 0.7 * 0.85  # only what is looked at more than evenly has a colour
     scale = ScalarMappable(Normalize(0, most), ListedColormap(colours))
     shown = min(columns, max(len(row.words) for row in rows))
-    figure = Figure(figsize=(1.3 * (shown + 1.3) + 0.9, 1.85 * len(rows)), dpi=110, layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[shown + 1.3, 1.0])
-    left, right = halves
-    strips: Any = left.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for row, maps, strip in zip(rows, painted, strips, strict=True):
-        name = [f"{row.name[-40:]}:"] if row.name else []
+
+    # One sheet for all: an axes a panel takes matplotlib seconds to lay out.
+    width, height = IMAGE + GAP + (PANEL + GAP) * shown, STRIP * len(rows)
+    figure = Figure(figsize=(width + LEGEND, height), dpi=110)
+    sheet = figure.add_axes((0, 0, width / (width + LEGEND), 1), xlim=(0, width), ylim=(height, 0))
+    sheet.set_axis_off()
+    for row, maps, top in zip(rows, painted, np.arange(len(rows)) * STRIP, strict=True):
+        name = [f"{'…' * (len(row.name) > 40)}{row.name[-40:]}:"] if row.name else []
         caption = textwrap.shorten(" ".join([*name, *row.words]), 12 * (shown + 1), placeholder=" …")
-        strip.suptitle(caption, fontsize=10, x=0.008, ha="left", fontweight="bold")
-        panels = strip.subplots(1, shown + 1, width_ratios=[1.3] + [1] * shown)
-        for panel in panels:
-            panel.set_axis_off()
-        panels[0].imshow(row.image)
-        height, width = row.image.shape[:2]
-        place = {"extent": (-0.5, width - 0.5, height - 0.5, -0.5)}
+        sheet.text(GAP, top + 0.2, caption, fontsize=10, fontweight="bold")
+        middle = top + STRIP - 0.25 - IMAGE / 2
+        _lay(sheet, row.image, GAP, middle, IMAGE, row.image)
         grey = row.image.mean(-1)
         lines = None if row.masks is None else outlines(row.masks)[..., None] * np.array([1, 1, 1, 0.55])
-        for panel, word, looked in zip(panels[1:], row.words, maps, strict=False):
-            panel.set_title(word, fontsize=min(9, 126 / len(word)))  # some 14 letters fit over a panel
-            panel.imshow(grey, cmap="gray", vmin=-60, vmax=300)
+        for i, (word, looked) in enumerate(zip(row.words[:shown], maps, strict=False)):
+            left = IMAGE + 2 * GAP + i * (PANEL + GAP)
+            _lay(sheet, row.image, left, middle, PANEL, grey, cmap="gray", vmin=-60, vmax=300)
             smooth = "bilinear" if row.masks is None else "nearest"
-            panel.imshow(looked, cmap=scale.cmap, norm=scale.norm, interpolation=smooth, **place)
+            _lay(sheet, row.image, left, middle, PANEL, looked, cmap=scale.cmap, norm=scale.norm, interpolation=smooth)
             if lines is not None:
-                panel.imshow(lines, **place)
-            panel.text(
-                0.5, -0.03, f"{looked.max():.1f} ×", transform=panel.transAxes, ha="center", va="top", fontsize=7
-            )
-    figure.colorbar(scale, cax=right.add_axes((0.1, 0.25, 0.2, 0.5)), label="attention, in multiples of an even look")
+                _lay(sheet, row.image, left, middle, PANEL, lines)
+            centre, half = left + PANEL / 2, PANEL / 2 + 0.03
+            size = min(9, 126 / max(1, len(word)))  # some 14 letters fit over a panel
+            sheet.text(centre, middle - half, word, fontsize=size, ha="center", va="bottom")
+            sheet.text(centre, middle + half, f"{looked.max():.1f} ×", fontsize=7, ha="center", va="top")
+    bar = figure.add_axes(((width + 0.15) / (width + LEGEND), 0.15, 0.15 / (width + LEGEND), 0.7))
+    figure.colorbar(scale, cax=bar).set_label("attention, in multiples\nof an even look", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
+
+
+def _lay(
+    sheet: Any, image: np.ndarray, left: float, middle: float, side: float, pixels: np.ndarray, **how: Any
+) -> None:
+    """Draw `pixels` in a square of `side` inches, in the shape of `image`, whatever their own resolution."""
+    down, across = side * np.array(image.shape[:2]) / (2 * max(image.shape[:2]))
+    x = left + side / 2
+    sheet.imshow(pixels, extent=(x - across, x + across, middle + down, middle - down), aspect="auto", **how)
