@@ -182,14 +182,14 @@ def write_examples(folder: Path) -> list[Path]:
 
 def main(arguments: argparse.Namespace) -> None:
     """Open the page and serve it until it is stopped."""
+    runs = map(str, sorted(Path("runs").glob("*/best.safetensors")))
+    found = arguments.checkpoints or [os.path.relpath(SHIPPED), *runs]
+    for path in arguments.checkpoints or found[:1]:
+        open_checkpoint(path)  # what is broken is said now, and Gradio takes seconds to import
     try:
         import gradio
     except ImportError:
         raise UserError("the page needs Gradio: pip install -r requirements-app.txt") from None
-    runs = map(str, sorted(Path("runs").glob("*/best.safetensors")))
-    found = arguments.checkpoints or [os.path.relpath(SHIPPED), *runs]
-    for path in arguments.checkpoints or found[:1]:
-        open_checkpoint(path)  # what is broken is said now
 
     def answer(image: str | None, path: str) -> str:
         if image is None:
