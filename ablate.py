@@ -176,7 +176,7 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
     rows = compare(runs)
     table = markdown(rows, list(grid.factors), grid.columns)
     about = (
-        f"{dataset.spec.name} val, {len(dataset.split('val'))} images, best epoch by {TESTED}; scores x 100, mean ± "
+        f"{dataset.spec.name} val, {len(dataset.split('val'))} images, best epoch by {TESTED}; shares x 100, mean ± "
         f"standard deviation over seeds. Difference: {TESTED} against the first row, both images and seeds drawn at "
         f"random (metrics/statistics.py, crossed_test)."
     )

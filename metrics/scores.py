@@ -21,6 +21,18 @@ FAST = ("Bleu", "ROUGE_L", "CIDEr")
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
+NO_SHARES = {"vocabulary", "length", "length_std", "s / epoch", "restoration/PSNR", "restoration/LPIPS", "latent/KL"}
+"""What is measured in words, seconds, decibels, distances and nats; all else is a share, or printed like one."""
+
+
+def printed(name: str, *values: float) -> str:
+    """A measure as tables print it, in hundredths where it is a share; of two values the second is their spread.
+
+    >>> printed("CIDEr", 0.9394), printed("vocabulary", 124), printed("unique", 0.5, 0.01)
+    ('93.94', '124', '50.00 ± 1.00')
+    """
+    return " ± ".join(f"{value:.3g}" if name in NO_SHARES else f"{100 * value:.2f}" for value in values)
+
 
 @dataclass(frozen=True)
 class Evidence:

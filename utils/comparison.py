@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.files import write_whole
+from metrics.scores import printed
 from metrics.statistics import Comparison, crossed_test
 
-# shown x 100; all else as it is
-SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "pointing", "IoU", "chance")
 SECONDS = "s / epoch"  # time of training one epoch
 TESTED = "CIDEr"  # the metric that is tested and drawn; like all of COCO's, a mean over images
 
@@ -51,7 +50,7 @@ def compare(runs: Mapping[tuple[str, ...], dict[int, Run]]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row], factors: Sequence[str], columns: Sequence[str]) -> str:
-    """The rows as a table in Markdown: scores x 100, mean and standard deviation over seeds."""
+    """The rows as a table in Markdown: shares x 100, mean and standard deviation over seeds."""
     head = [*factors, "seeds", *columns, "difference", "95 % interval", "p", SECONDS]
     lines = [head, ["---"] * len(factors) + ["---:"] * (len(head) - len(factors))]
     for row in rows:
@@ -113,5 +112,4 @@ def _spread(row: Row, column: str) -> str:
     values = row.values(column)
     if np.isnan(values).all():
         return ""
-    parts = [values.mean(), values.std(ddof=1)] if len(values) > 1 else [values.mean()]
-    return " ± ".join(f"{100 * part:.2f}" if column in SCORES else f"{part:.3g}" for part in parts)
+    return printed(column, values.mean(), *([values.std(ddof=1)] if len(values) > 1 else []))

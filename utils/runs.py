@@ -19,6 +19,7 @@ from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.files import write_whole
 from data.loading import CaptionBatches, Visuals
+from metrics.scores import printed
 from models.captioner import Captioner
 from utils.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint, save_state
 from utils.config import Config, dump_config, flatten, parse_config, read_yaml
@@ -149,7 +150,7 @@ def show_epoch(
 ) -> None:
     """Print one line: the last step's loss, the scores on val, the seconds of training and of the rest."""
     shown = [f"loss {float(terms['train/loss']):.3f}"] if terms else []
-    shown += [f"{name} {value:.3f}" for name, value in scores.items()]
+    shown += [f"{name} {printed(name, value)}" for name, value in scores.items()]
     console.print(f"epoch {epoch + 1:3d}  {'  '.join(shown)}  {trained:.0f} + {seconds - trained:.0f} s")
 
 
@@ -187,9 +188,10 @@ def show_result(
         tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
 
     scores = best.about["val"]
-    title = f"{dataset.spec.name} val (x 100), epoch {best.about['epoch']}, beam size {config.decoding.beam_size}"
+    way = config.decoding.method + (f" {config.decoding.beam_size}" if config.decoding.method == "beam" else "")
+    title = f"{dataset.spec.name} val (shares x 100), epoch {best.about['epoch']}, {way}"
     table = Table("", Column("score", justify="right"), title=title)
     for name, value in scores.items():
-        table.add_row(name, f"{100 * value:.2f}")
+        table.add_row(name, printed(name, value))
     console.print(table)
     console.print(f"run folder  {run_dir}\npicture     {picture}")

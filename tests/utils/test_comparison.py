@@ -17,7 +17,7 @@ def test_a_measure_that_only_some_variants_have_is_left_empty_for_the_others(tmp
         [cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(rows, ["head"], columns).splitlines()
     ]
     assert lines[2][:4] == ["none", "2", "55.00 ± 7.07", ""]
-    assert lines[3][:4] == ["predicted", "2", "60.00 ± 0.00", "0.25 ± 0.0707"]
+    assert lines[3][:4] == ["predicted", "2", "60.00 ± 0.00", "25.00 ± 7.07"]
     write_csv(tmp_path / "table.csv", rows, ["head"], columns)
     first, second = csv.DictReader((tmp_path / "table.csv").open())
     assert first["concepts/mAP"] == first["concepts/mAP (std)"] == "" and float(second["concepts/mAP"]) == 0.25
