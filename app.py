@@ -45,7 +45,7 @@ from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.devices import best_device, choose_precision
 from utils.inference import Caption, caption_batch
 from utils.sources import live_regions
-from utils.visualize import outlines, paint
+from utils.visualize import heat, outlines, paint
 
 MAX_BYTES, MAX_PIXELS = "25mb", 50_000_000  # of an upload
 WAITING = 16  # people in the queue; one is served at a time
@@ -153,12 +153,7 @@ def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | 
 
 def _heat(looked: np.ndarray) -> np.ndarray:
     """Attention [h, w] in even looks as RGBA of as many pixels, transparent up to 1; the browser smooths it."""
-    from matplotlib import colormaps
-
-    share = np.clip((looked - 1) / (max(FAINT, looked.max()) - 1), 0, 1)
-    colours = colormaps["YlOrRd"](share)
-    colours[..., 3] = share**0.7 * 0.85
-    return (colours * 255).astype(np.uint8)
+    return heat((looked - 1) / (max(FAINT, looked.max()) - 1))
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401  what a run imports at its end
 import torch
 from safetensors.torch import load_file
 

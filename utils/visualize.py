@@ -1,18 +1,29 @@
 """Pictures: where the decoder looked for each word of a caption."""
 
+import importlib.util
 import io
 import math
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from data.files import write_whole
 
-IMAGE, PANEL, GAP, STRIP, LEGEND = 1.55, 1.2, 0.08, 2.0, 0.95
-"""Inches of a figure: an image's side and that of a word's panel, what lies between, a row's height, the legend."""
+IMAGE, PANEL, GAP, STRIP, LEGEND = 170, 132, 9, 216, 96
+"""Pixels of a figure: an image's side and that of a word's panel, what lies between, a row's height, the legend."""
+
+HEAT = np.array(
+    [
+        *((255, 255, 204), (255, 237, 160), (254, 217, 118), (254, 178, 76), (253, 141, 60)),
+        *((252, 78, 42), (227, 26, 28), (189, 0, 38), (128, 0, 38)),
+    ]
+)
+"""ColorBrewer's YlOrRd, from faint to strong."""
 
 
 class Panel(NamedTuple):
@@ -51,6 +62,14 @@ def outlines(masks: np.ndarray) -> np.ndarray:
     return edges
 
 
+def heat(share: np.ndarray) -> np.ndarray:
+    """The colour of attention as RGBA uint8 [..., 4]: from nothing at a share of 0 to strong at 1."""
+    place = np.clip(share, 0, 1)
+    steps = np.linspace(0, 1, len(HEAT))
+    colours = [np.interp(place, steps, HEAT[:, channel]) for channel in range(3)]
+    return np.stack([*colours, 255 * 0.85 * place**0.7], -1).astype(np.uint8)
+
+
 def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> None:
     """Draw one row an image: the image with its caption, then a panel a word with the word's attention laid over it.
 
@@ -63,57 +82,82 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
         ValueError: there is no row.
         UserError: the file cannot be written.
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.figure import Figure
-
     if not rows:
         raise ValueError("there is nothing to draw")
-    colours = colormaps["YlOrRd"](np.linspace(0, 1, 256))
     counts = [row.attention.shape[1] if row.masks is None else int(row.masks.any((1, 2)).sum()) for row in rows]
     painted = [paint(row.attention * count, row.masks) for row, count in zip(rows, counts, strict=True)]
     most = max(2.0, *(float(maps.max(initial=0)) for maps in painted))
-    above = (np.linspace(0, most, 256) - 1) / (most - 1)
-    colours[:, 3] = np.clip(above, 0, 1) ** 0.7 * 0.85  # only what is looked at more than evenly has a colour
-    scale = ScalarMappable(Normalize(0, most), ListedColormap(colours))
     shown = min(columns, max(len(row.words) for row in rows))
-
-    # One sheet for all: an axes a panel takes matplotlib seconds to lay out.
-    width, height = IMAGE + GAP + (PANEL + GAP) * shown, STRIP * len(rows)
-    figure = Figure(figsize=(width + LEGEND, height), dpi=110)
-    sheet = figure.add_axes((0, 0, width / (width + LEGEND), 1), xlim=(0, width), ylim=(height, 0))
-    sheet.set_axis_off()
-    for row, maps, top in zip(rows, painted, np.arange(len(rows)) * STRIP, strict=True):
+    width, height = IMAGE + 2 * GAP + (PANEL + GAP) * shown, STRIP * len(rows)
+    sheet = Image.new("RGB", (width + LEGEND, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for top, row, maps in zip(range(0, height, STRIP), rows, painted, strict=True):
         name = [f"{'…' * (len(row.name) > 40)}{row.name[-40:]}:"] if row.name else []
         caption = textwrap.shorten(" ".join([*name, *row.words]), 12 * (shown + 1), placeholder=" …")
-        sheet.text(GAP, top + 0.2, caption, fontsize=10, fontweight="bold")
-        middle = top + STRIP - 0.25 - IMAGE / 2
-        _lay(sheet, row.image, GAP, middle, IMAGE, row.image)
-        grey = row.image.mean(-1)
-        lines = None if row.masks is None else outlines(row.masks)[..., None] * np.array([1, 1, 1, 0.55])
+        draw.text((GAP, top + 22), caption, "black", _font(15, "Bold"), anchor="ls")
+        middle = top + STRIP - GAP - IMAGE // 2
+        _paste(sheet, Image.fromarray(row.image), (GAP + IMAGE // 2, middle), IMAGE)
         for i, (word, looked) in enumerate(zip(row.words[:shown], maps, strict=False)):
-            left = IMAGE + 2 * GAP + i * (PANEL + GAP)
-            _lay(sheet, row.image, left, middle, PANEL, grey, cmap="gray", vmin=-60, vmax=300)
-            smooth = "bilinear" if row.masks is None else "nearest"
-            _lay(sheet, row.image, left, middle, PANEL, looked, cmap=scale.cmap, norm=scale.norm, interpolation=smooth)
-            if lines is not None:
-                _lay(sheet, row.image, left, middle, PANEL, lines)
-            centre, half = left + PANEL / 2, PANEL / 2 + 0.03
-            size = min(9, 126 / max(1, len(word)))  # some 14 letters fit over a panel
-            sheet.text(centre, middle - half, word, fontsize=size, ha="center", va="bottom")
-            sheet.text(centre, middle + half, f"{looked.max():.1f} ×", fontsize=7, ha="center", va="top")
-    bar = figure.add_axes(((width + 0.15) / (width + LEGEND), 0.15, 0.15 / (width + LEGEND), 0.7))
-    figure.colorbar(scale, cax=bar).set_label("attention, in multiples\nof an even look", fontsize=8)
+            centre = IMAGE + 2 * GAP + i * (PANEL + GAP) + PANEL // 2
+            _paste(sheet, _looked_at(row, looked, most), (centre, middle), PANEL)
+            title = " ".join(word[:30].split())  # words may be anybody's text
+            size = min(14, int(14 * PANEL / max(1.0, draw.textlength(title, _font(14)))))
+            draw.text((centre, middle - PANEL // 2 - 5), title, "black", _font(size), anchor="ms")
+            draw.text((centre, middle + PANEL // 2 + 4), f"{looked.max():.1f} ×", "black", _font(11), anchor="mt")
+    _draw_legend(sheet, width, most)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    sheet.save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
 
 
-def _lay(
-    sheet: Any, image: np.ndarray, left: float, middle: float, side: float, pixels: np.ndarray, **how: Any
-) -> None:
-    """Draw `pixels` in a square of `side` inches, in the shape of `image`, whatever their own resolution."""
-    down, across = side * np.array(image.shape[:2]) / (2 * max(image.shape[:2]))
-    x = left + side / 2
-    sheet.imshow(pixels, extent=(x - across, x + across, middle + down, middle - down), aspect="auto", **how)
+def _looked_at(row: Panel, looked: np.ndarray, most: float) -> Image.Image:
+    """The image in grey under the attention `looked` [h, w] in even looks, and under the outlines of its regions."""
+    size = _fitted(row.image.shape[1], row.image.shape[0], PANEL)
+    grey = Image.fromarray((row.image.mean(-1) * 255 / 360 + 42).astype(np.uint8)).resize(size).convert("RGBA")
+    smooth = Image.Resampling.BILINEAR if row.masks is None else Image.Resampling.NEAREST
+    values = np.asarray(Image.fromarray(looked.astype(np.float32)).resize(size, smooth))
+    grey.alpha_composite(Image.fromarray(heat((values - 1) / (most - 1))))
+    if row.masks is not None:
+        edges = Image.fromarray(np.float32(255) * outlines(row.masks)).resize(size, Image.Resampling.BILINEAR)
+        white = np.full((*edges.size[::-1], 4), 255, np.uint8)
+        white[..., 3] = np.minimum(np.asarray(edges), 140)  # thin lines pale where the picture shrinks
+        grey.alpha_composite(Image.fromarray(white))
+    return grey
+
+
+def _draw_legend(sheet: Image.Image, left: int, most: float) -> None:
+    """Draw what the colours mean into the strip from `left` on: even looks from 0, below, to `most`."""
+    draw = ImageDraw.Draw(sheet)
+    top, bottom = sheet.height * 3 // 20, sheet.height * 17 // 20
+    levels = np.linspace(most, 0, bottom - top)
+    bar = Image.new("RGBA", (18, len(levels)), "white")
+    bar.alpha_composite(Image.fromarray(np.repeat(heat((levels - 1) / (most - 1))[:, None], bar.width, 1)))
+    sheet.paste(bar, (left + 12, top))
+    draw.rectangle((left + 11, top - 1, left + 12 + bar.width, bottom), outline="black")
+    for level in range(0, int(most) + 1, math.ceil(most / 7)):
+        y = bottom - round(level / most * (bottom - top))
+        draw.line((left + 30, y, left + 35, y), "black")
+        draw.text((left + 38, y), str(level), "black", _font(12), anchor="lm")
+    note = Image.new("L", (sheet.height, 34), 255)
+    words = "attention, in multiples\nof an even look"
+    ImageDraw.Draw(note).multiline_text((note.width // 2, 17), words, 0, _font(12), anchor="mm", align="center")
+    sheet.paste(note.rotate(90, expand=True), (left + 60, 0))
+
+
+def _paste(sheet: Image.Image, picture: Image.Image, centre: tuple[int, int], side: int) -> None:
+    """Paste a picture of any size, fitted into a square of `side` pixels around `centre`."""
+    fitted = picture.resize(_fitted(*picture.size, side))
+    sheet.paste(fitted, (centre[0] - fitted.width // 2, centre[1] - fitted.height // 2))
+
+
+def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
+    return max(1, side * width // max(width, height)), max(1, side * height // max(width, height))
+
+
+@cache
+def _font(size: int, weight: str = "") -> ImageFont.FreeTypeFont:
+    """DejaVu, which comes with matplotlib and knows more scripts than Pillow's own; matplotlib itself is slow here."""
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None and package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(folder / f"DejaVuSans{'-' * bool(weight)}{weight}.ttf", size)

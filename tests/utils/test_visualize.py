@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.visualize import Panel, attention_figure, outlines, paint
+from utils.visualize import Panel, attention_figure, heat, outlines, paint
 
 
 def test_a_grid_is_painted_row_by_row() -> None:
@@ -56,3 +56,16 @@ def test_captions_of_any_length_can_be_drawn(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a.png").width > 1000
     with pytest.raises(ValueError, match="nothing to draw"):
         attention_figure(tmp_path / "b.png", [])
+
+
+def test_words_and_images_of_any_kind_can_be_drawn(tmp_path: Path) -> None:
+    words = ["two\nlines", "", "\ud800", "w" * 10_000, "река"]
+    rows = [Panel(np.zeros(shape, np.uint8), words, np.ones((5, 1))) for shape in ((300, 1, 3), (1, 300, 3))]
+    attention_figure(tmp_path / "a.png", rows)
+    assert Image.open(tmp_path / "a.png").height > 400
+
+
+def test_what_is_looked_at_evenly_has_no_colour_and_more_has_more() -> None:
+    colours = heat(np.array([-1.0, 0.0, 0.5, 1.0, 2.0]))
+    assert colours[:, 3].tolist() == [0, 0, 133, 216, 216]  # 255 * 0.85 * 0.5 ** 0.7
+    assert (colours[-1, :3] == colours[-2, :3]).all() and colours[-1, :3].tolist() == [128, 0, 38]
