@@ -53,7 +53,7 @@ from utils.results import read_results
 from utils.runs import check_same_recipe
 from utils.sources import open_dataset
 
-BUSY = 75  # exit code where another process is at a run
+BUSY, DONE = 75, 76  # exit codes where another process is at a run, and where it has done it
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
@@ -95,9 +95,12 @@ def train_all(folder: Path, grid: Grid, cells: Sequence[Variant]) -> list[str]:
             if code == BUSY:
                 console.print(f"{name}: another process is at it")
                 busy.append((variant, seed, config))
+            elif code == DONE:
+                console.print(f"{name}: another process has done it")
             elif code:
                 log = Path(str(config.output_dir)) / "log.txt"
-                failed.append(f"{name} ({log}: {log.read_text(encoding='utf-8').strip().splitlines()[-1]})")
+                said = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with exit code {code}"]
+                failed.append(f"{name} ({log}: {said[-1]})")
                 console.print(f"{name}: failed, see {log}")
             else:
                 times.append(time.monotonic() - began)
@@ -125,21 +128,21 @@ def in_own_process(config: Config, patient: bool) -> int:
 
 
 def train_one(config: Config, patient: bool) -> None:
-    """Do or go on with a run unless it is done, its output in log.txt; exit code `BUSY` where another process is at it.
+    """Do or go on with a run, its output in log.txt; exit code `BUSY` where another process is at it.
 
-    Where `patient`, wait until it no longer is.
+    Where `patient`, wait until it no longer is; exit code `DONE` where it has done it.
     """
     folder = Path(str(config.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    began = time.monotonic()
     try:
         with FileLock(folder / "lock", timeout=-1 if patient else 0):
-            if not is_done(config):
-                train.main(config, resume=True)
-                write_json(folder / "done.json", {"seconds": time.monotonic() - began, "git_sha": git_sha()})
+            if is_done(config):
+                sys.exit(DONE)
+            train.main(config, resume=True)
+            write_json(folder / "done.json", {"git_sha": git_sha()})
     except Timeout:
         sys.exit(BUSY)
 

@@ -130,19 +130,20 @@ def main(config: Config, resume: bool) -> None:
             if epoch - progress.best_epoch >= config.train.patience:
                 console.print(f"no better CIDEr on val for {config.train.patience} epochs: stopping")
                 break
-            began = time.monotonic()
+            began = step_began = time.monotonic()
+            before = progress.seconds
             terms: dict[str, Tensor] = {}
             for terms in train_epoch(
                 config, epoch, progress, model, criteria, optimizer, data.batches["train"], guides, accelerator, safe
             ):
+                now = time.monotonic()
+                progress.seconds, step_began = progress.seconds + now - step_began, now
                 if progress.step % config.train.log_every == 0:
                     values = {name: float(accelerator.reduce(term, "mean")) for name, term in terms.items()}
                     log(progress.step, {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **values})
                 if time.monotonic() - saved >= config.train.save_every:
                     save()
                     saved = time.monotonic()
-            trained = time.monotonic() - began
-
             said, scores = validate(config, captioner, data, guides, precision, accelerator, safe)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best:
@@ -150,11 +151,11 @@ def main(config: Config, resume: bool) -> None:
                 if tracker:
                     about = {"epoch": epoch + 1, "val": scores, **origin}
                     best = Checkpoint(captioner, data.vocabulary, preprocessing_of(config), config, about)
-                    keep_best(run_dir, best, data.images["val"], said, trained)
+                    keep_best(run_dir, best, data.images["val"], said, progress.seconds / progress.epoch)
             log(progress.step, {"epoch": epoch + 1, **{f"val/{k}": v for k, v in scores.items()}})
             save()
             saved = time.monotonic()
-            show_epoch(epoch, terms, scores, trained, time.monotonic() - began, console)
+            show_epoch(epoch, terms, scores, progress.seconds - before, time.monotonic() - began, console)
 
     accelerator.wait_for_everyone()
     if tracker:

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from filelock import FileLock
+
 from data.errors import UserError
 
 
@@ -30,6 +32,28 @@ def writing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(path: Path) -> Iterator[bool]:
+    """A block that makes `path` where it says that it is missing; other processes that want it wait for its end.
+
+    Where the block fails or its process dies, the next one makes it. `UserError` where nothing can be written there.
+    """
+    if path.exists():
+        yield False
+        return
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); check space and rights") from None
+    try:
+        yield not path.exists()
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds `path`
+    finally:
+        lock.release()
 
 
 def check_writable(path: Path) -> None:

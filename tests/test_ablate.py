@@ -140,6 +140,41 @@ def test_every_cell_is_the_base_with_its_levels(grid: Path) -> None:
     assert cells[0].config.model_dump()["decoding"] == plain["decoding"] | {"method": "greedy"}
 
 
+def test_lists_are_reached_into_and_cells_share_nothing(grid: Path) -> None:
+    base = {"model.losses": [{"criterion": "cross_entropy"}, {"criterion": "softmax_focal_loss"}]}
+    factors = {"model.losses.1.weight": [0, 0.5], "model.losses.1.gamma": [1.0, 2.0]}
+    grid.write_text(yaml.safe_dump({"base": base, "factors": factors}, sort_keys=False))
+    losses = [cell.config.model.losses for cell in variants(grid, load_grid(grid), {})]
+    assert [loss[0] for loss in losses] == [{"criterion": "cross_entropy"}] * 4
+    assert [(loss[1]["weight"], loss[1]["gamma"]) for loss in losses] == [(0, 1.0), (0, 2.0), (0.5, 1.0), (0.5, 2.0)]
+
+
+def test_processes_share_the_runs_out_and_one_that_fails_ends_no_other(scenes: Path, tmp_path: Path) -> None:
+    factors = {"regions.kind": ["masks", "grid"], "model.decoder.width": [16, 24]}  # there are no masks
+    base = GRID["base"] | {"data.limit": 8, "data.size": 32, "decoding.max_words": 4}
+    shared = {"recipe": "synthetic.yaml", "base": base, "factors": factors, "baseline": {"regions.kind": "grid"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(shared, sort_keys=False))
+    command = [sys.executable, str(ROOT / "ablate.py"), str(tmp_path / "tiny.yaml"), "--data-root", str(scenes)]
+    command += ["--output-dir", str(tmp_path / "out"), f"data.cache_dir={tmp_path / 'cache'}"]
+    together = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [process.communicate(timeout=300) for process in together]
+    assert [process.returncode for process in together] == [2, 2]
+    assert sum(said.count("min left") for said, _ in ended) == 2  # each run that can be done was done once
+    for _, errors in ended:
+        assert errors.startswith("error: 2 runs failed, start again to try again: masks, 16, seed 0 (")
+        assert "regions.masks" in errors and len(errors.splitlines()) == 1
+    assert "2 runs are not done yet" in (tmp_path / "out" / "table.md").read_text()
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2  # of train and val, made once, and no lock
+
+    words = [*command[2:], "--table"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(shared | {"columns": ["CIDER"]}, sort_keys=False))
+    with pytest.raises(UserError, match="no measure 'CIDER'; there are Bleu_1"):
+        ablate.main(ablate.parse_arguments(words))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(shared | {"baseline": {}}, sort_keys=False))
+    with pytest.raises(UserError, match=r"no run of the baseline \(masks, 16\) is done"):
+        ablate.main(ablate.parse_arguments(words))
+
+
 def test_every_grid_that_ships_is_valid() -> None:
     for path in (ROOT / "configs" / "ablations").rglob("*.yaml"):
         assert len(variants(path, load_grid(path), {})) > 1
@@ -157,6 +192,8 @@ def test_every_grid_that_ships_is_valid() -> None:
         ({"baseline": {"colour": "red"}}, "no such factor"),
         ({"factors": {"data.limit": [5, 6]}, "baseline": {}}, "change the val images"),
         ({"seeds": []}, "seeds"),
+        ({"baseline": {}, "factors": {"a": {"b": {"seed": 1}}, "seed": [2]}}, "a and seed both set seed"),
+        ({"base": {"model.losses": [{}]}, "baseline": {}, "factors": {"model.losses.1.weight": [1]}}, "a list of 1,"),
         ({"base": {"train": 3}, "factors": {"train.lr": [1.0]}, "baseline": {}}, "train is a value"),
     ],
 )

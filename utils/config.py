@@ -1,8 +1,10 @@
 """The configuration: every option with its default, read from YAML and the command line, strictly."""
 
 import argparse
+import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -266,15 +268,21 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """Set `section.key` to value in a tree of sections, in place; `where` says in an error who asked for it."""
+    """Set `section.key` to value in a tree of sections, in place; `where` says in an error who asked for it.
+
+    A number counts the entries of a list from 0: `model.losses.1.weight`.
+    """
     for dotted, value in settings.items():
-        *sections, key = dotted.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise UserError(f"{where} {dotted}: {section} is a value, not a section")
-        branch[key] = value
+        path = dotted.split(".")
+        branch: Any = tree
+        for section, following in pairwise(path):
+            branch = branch.setdefault(section, {}) if isinstance(branch, dict) else branch[int(section)]
+            entries = len(branch) if isinstance(branch, list) else 0
+            if not isinstance(branch, dict) and not (following.isdecimal() and int(following) < entries):
+                what = f"a list of {entries}, whose entries count from 0" if entries else "a value, not a section"
+                raise UserError(f"{where} {dotted}: {section} is {what}")
+        key = int(path[-1]) if isinstance(branch, list) else path[-1]
+        branch[key] = copy.deepcopy(value)  # other trees may have it, too
 
 
 def parse_config(tree: dict[str, Any], where: str, settings: Collection[str] = ()) -> Config:

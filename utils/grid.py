@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,9 @@ def variants(path: Path, grid: Grid, settings: Settings) -> list[Variant]:
             raise UserError(f"{path}: baseline {factor}: no level {baseline[-1]!r}; there are {', '.join(levels)}")
     if unknown := sorted(grid.baseline.keys() - grid.factors.keys()):
         raise UserError(f"{path}: baseline {unknown[0]}: no such factor; there are {', '.join(grid.factors)}")
+    for (one, levels), (other, others) in combinations(grid.factors.items(), 2):
+        if both := set().union(*levels.values()) & set().union(*others.values()):
+            raise UserError(f"{path}: the factors {one} and {other} both set {min(both)}; put their levels into one")
     recipe = _recipe(grid, shared.get("dataset"))
 
     found = []
@@ -108,7 +111,10 @@ def variants(path: Path, grid: Grid, settings: Settings) -> list[Variant]:
             assign(tree, level, f"{path}:")
         names = tuple(name for name, _ in cell)
         found.append(Variant(names, parse_config(tree, f"{path}, {', '.join(names)}")))
-    data = {str((c.dataset, c.data_root, c.synthetic, c.data.convention, c.data.limit)) for _, c in found}
+    data = {
+        str((c.dataset, c.data_root, c.synthetic, c.data.convention, c.data.limit, c.data.skip_broken))
+        for _, c in found
+    }
     if len(data) > 1:
         raise UserError(f"{path}: the factors change the val images; scores are compared on the same ones")
     doubled = [name for name, times in Counter(variant.name for variant in found).items() if times > 1]

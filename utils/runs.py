@@ -39,13 +39,17 @@ STATE = "last/state.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler."""
+    """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler.
+
+    `seconds` are those of training alone, in all processes that went on with the run one after another.
+    """
 
     epoch: int = 0
     step: int = 0
     best: float = -1.0
     best_epoch: int = 0
     lines: int = 0
+    seconds: float = 0.0
     scaler: dict[str, float] | None = None
 
     @classmethod
@@ -121,7 +125,7 @@ def check_same_recipe(written: Path, config: Config) -> None:
 def keep_best(
     run_dir: Path, best: Checkpoint, images: Sequence[AnnotatedImage], captions: Sequence[str], seconds: float
 ) -> None:
-    """Write best.safetensors and val.json: its captions of `images`, and how long its epoch took to train."""
+    """Write best.safetensors and val.json: its captions of `images`, and how many seconds an epoch took to train."""
     save_checkpoint(run_dir / "best.safetensors", best)
     entries = result_entries(images, captions)
     write_json(run_dir / "val.json", {**best.about, "seconds": seconds, "captions": entries})

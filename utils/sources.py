@@ -15,6 +15,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import DATASETS, CaptionDataset, load_dataset, without_broken
 from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
+from data.files import making
 from data.loading import BatchKey, Content, ImageFiles, Readable, Regions, Visuals, visual_loader
 from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
@@ -144,13 +145,14 @@ def frozen_features(
         "dataset": dataset.spec.name,
     }
     path = Path(config.data.cache_dir) / "features" / f"{store_key(description, files.paths)}.h5"
-    if not path.exists():
-        size = max(1, config.model.encoder.batch_size // views)  # images at a time, so that the encoder sees as many
-        keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
-        chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
-        look = encode_mean if averaged else encode_views
-        encode_all = partial(look, encoder, precision=precision, views=views)
-        build_store(path, chunks, len(images), encode_all, description)
+    with making(path) as missing:
+        if missing:
+            size = max(1, config.model.encoder.batch_size // views)  # images, of which the encoder sees all views
+            keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
+            chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
+            look = encode_mean if averaged else encode_views
+            encode_all = partial(look, encoder, precision=precision, views=views)
+            build_store(path, chunks, len(images), encode_all, description)
     return FeatureStore(path, config.seed)
 
 
@@ -183,11 +185,12 @@ def stored_regions(
     }
     given = mask_files(Path(finder.spec.masks)) if finder.spec.masks else []
     path = Path(config.data.cache_dir) / "regions" / f"{store_key(description, [*given, *files.paths])}.h5"
-    if not path.exists():
-        found = track(find_all(files, finder), len(images), f"regions of {images[0].split}")
-        problems = build_regions(path, found, len(images), description)
-        for problem in problems:
-            print(f"warning: its one region is the whole image: {problem}", file=sys.stderr)
+    with making(path) as missing:
+        if missing:
+            found = track(find_all(files, finder), len(images), f"regions of {images[0].split}")
+            problems = build_regions(path, found, len(images), description)
+            for problem in problems:
+                print(f"warning: its one region is the whole image: {problem}", file=sys.stderr)
     return RegionStore(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.files import check_writable, write_whole, writing
+from data.files import check_writable, making, write_whole, writing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +58,26 @@ def test_what_killed_processes_left_goes_and_what_others_write_stays(tmp_path: P
         other.touch()
     write_whole(path, "whole")
     assert {*tmp_path.iterdir()} == {path, running, elsewhere, another}
+
+
+def test_what_several_processes_want_is_made_by_one(tmp_path: Path) -> None:
+    """Also where the first of them dies at it."""
+    path = tmp_path / "deep" / "store"
+    child = "import os, sys, time; from data.files import making, write_whole; from pathlib import Path\n"
+    child += "with making(Path(sys.argv[1])) as missing:\n"
+    child += "    print(missing, flush=True)\n"
+    child += "    if len(sys.argv) > 2: os.kill(os.getpid(), 9)\n"
+    child += "    if missing: time.sleep(0.3); write_whole(Path(sys.argv[1]), 'made')\n"
+    command = [sys.executable, "-c", child, str(path)]
+    folder = Path(__file__).parents[2]
+    assert subprocess.run([*command, "dies"], cwd=folder, stdout=subprocess.PIPE).stdout == b"True\n"
+    together = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) for _ in range(3)]
+    assert sorted(process.communicate()[0] for process in together) == [b"False\n", b"False\n", b"True\n"]
+    assert [p.name for p in path.parent.iterdir()] == ["store"]
+    with making(path) as missing:
+        assert not missing
+    with pytest.raises(UserError, match="cannot be written"), making(path / "below"):
+        pass
 
 
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path) -> None:

@@ -179,6 +179,22 @@ def test_reward_rises_and_the_anchor_holds(warm: Captioner, batches: CaptionBatc
     assert far[1.0] < 0.5 * far[0.0]
 
 
+def test_the_trust_region_holds(warm: Captioner, batches: CaptionBatches, accelerator: Accelerator) -> None:
+    """After several updates with the same samples the policy is nearer to that which drew them with `policy_kl`."""
+    far = {}
+    for weight in (0.0, 1.0):
+        model = copy.deepcopy(warm)
+        torch.manual_seed(0)
+        batch = Rewards(model, batches, RewardConfig(samples=8), 12, "fp32")(batches[KEY])
+        old = next_words(model, batch, "fp32")
+        batch.guides["old_policy"] = old
+        losses: list[dict] = [{"criterion": "cross_entropy"}, {"criterion": "policy_kl", "weight": weight}]
+        steps(model, losses, [batch], accelerator, 6, 1e-2)
+        log_old, log_new = (logits.log_softmax(-1) for logits in (old, next_words(model, batch, "fp32")))
+        far[weight] = float((log_old.exp() * (log_old - log_new)).sum(-1)[batch.words != -100].mean())
+    assert far[1.0] < 0.5 * far[0.0]
+
+
 @pytest.fixture
 def critical(warm: Captioner) -> Captioner:
     """The warm captioner with a critic that knows nothing."""

@@ -9,11 +9,12 @@ import torch
 
 from data.datasets import load_dataset
 from data.errors import UserError
-from data.loading import CaptionBatches, Visuals
+from data.loading import BatchKey, CaptionBatches, Visuals
 from data.tokenizer import tokenize
 from data.vocabulary import Vocabulary
 from loss import build_loss
 from metrics.diversity import best_of
+from metrics.scores import score_captions
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
@@ -24,6 +25,7 @@ from utils.pretrained import load_encoder
 from utils.sources import frozen_features
 
 SIZE = 160  # 5 x 5 cells
+GREEDY = DecodingConfig(method="greedy")
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Ground:
         decoder_of = config.model.decoder.model_copy(update={"width": width, "dropout": 0.0})
         config = config.model_copy(update={"model": config.model.model_copy(update={"decoder": decoder_of})})
         heads = build_heads(criteria.heads, replace(self.setting, config=config))
-        assert not criteria.missing(["pred", *OUT], ["target", *TARGET])
+        assert not criteria.missing(["pred", "attention", "region_count", *OUT], ["target", *TARGET])
         targets = {name: head.targets for name, head in heads.items()}
         batches = CaptionBatches(
             self.setting.dataset.split("train"), self.visuals, self.vocabulary, config.data.max_words, targets
@@ -132,10 +134,37 @@ def learn_captions(captioner: Captioner, entries: list[dict[str, Any]], batches:
     for step in range(steps):
         batch = batches[batches.epoch(step, 17, seed=0)[0]]
         out = captioner(batch.visuals, batch.tokens[:, :-1], batch.image_of)
-        criteria({"pred": out.logits, **out.heads}, {"target": batch.words, **batch.targets}).total.backward()
+        given = {"pred": out.logits, "attention": out.attention, "region_count": out.region_count, **out.heads}
+        criteria(given, {"target": batch.words, **batch.targets}).total.backward()
         torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("criterion", ["cross_entropy", "custum_loss", "softmax_focal_loss"])
+def test_training_by_words_lifts_cider_and_the_share_of_rare_words_that_are_told(
+    ground: Ground, criterion: str
+) -> None:
+    short = shortened(ground, 10)
+    captioner, _, batches = short.captioner([{"criterion": criterion}], width=32)
+    batch = batches[BatchKey(0, list(range(17)))]
+    times = torch.bincount(batch.words[batch.words != -100])
+    rare = (batch.words != -100) & (times[batch.words.clamp(min=0)] < 20)
+
+    def measured() -> tuple[float, float]:
+        captioner.eval()
+        found = caption_rows(captioner, ground.vocabulary, ground.visuals, range(17), GREEDY, "fp32")
+        texts = {i: group[0].text for i, group in enumerate(found)}
+        references = {i: list(image.captions) for i, image in enumerate(batches.images[:17])}
+        with torch.no_grad():
+            logits = captioner(batch.visuals, batch.tokens[:, :-1], batch.image_of).logits
+        told = logits.argmax(-1)[rare] == batch.words[rare]
+        return score_captions(texts, references, ["CIDEr"]).metrics["CIDEr"], float(told.float().mean())
+
+    before = measured()
+    learn_captions(captioner, [{"criterion": criterion}], batches, 60)
+    cider, told = measured()
+    assert cider > before[0] + 0.1 and told > before[1] + 0.1
 
 
 @pytest.mark.slow
