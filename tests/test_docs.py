@@ -1,5 +1,6 @@
 """The documentation as a reader uses it: every command in it runs, the notebook too, and the site builds."""
 
+import importlib.util
 import json
 import re
 import runpy
@@ -7,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -17,7 +20,14 @@ from nbclient import NotebookClient
 from PIL import Image
 from rasterio.transform import from_origin
 
+import ablate
+import app
+import caption
+import eval as eval_program
+import train
 from loss import LOSS_REGISTRY
+from utils.config import Config, load_config, read_overrides, with_decoding
+from utils.grid import load_grid, variants
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +40,13 @@ ELSEWHERE = {
     r"^(torchrun|accelerate)": "tests/test_scenes.py and tests/test_programs.py run two processes",
     r"^python (ablate\.py|-m benchmarks)|--config|reproduce_rsicd": "trains for long; has tests of its own",
     r"^(make|pip|git|uv)": "sets things up",
+}
+PARSERS: dict[str, Callable[[list[str]], Any]] = {
+    "train.py": train.parse_arguments,
+    "eval.py": eval_program.parse_arguments,
+    "caption.py": caption.parse_arguments,
+    "ablate.py": ablate.parse_arguments,
+    "app.py": app.parse_arguments,
 }
 TINY = [
     *("--epochs", "1", "data.limit=6", "data.size=64", "data.min_count=1", "train.batch_size=6"),
@@ -107,6 +124,36 @@ def test_commands(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if reason := next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, command)), None):
         pytest.skip(reason)
     run(command, desk, monkeypatch)
+
+
+def every_command() -> list[str]:
+    """Every command that stands anywhere: on a page, in a docstring of a benchmark, in a recipe's comments."""
+    texts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "configs").rglob("*.yaml")]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    found = (
+        re.match(r"(?:# |    |> )?(python (?:\w+\.py|benchmarks/\w+\.py|-m [\w.]+)(?: .*|$))", line) for line in lines
+    )
+    return sorted({re.sub(r"\s+#.*| \[.*\]", "", match[1]) for match in found if match})
+
+
+@pytest.mark.parametrize("command", every_command())
+def test_every_command_is_understood(command: str) -> None:
+    """Also those that train for too long to be run here: their files are there, their options known."""
+    _, name, *words = shlex.split(command)
+    if name == "-m":
+        assert importlib.util.find_spec(words[0]) is not None
+        return
+    assert (ROOT / name).exists()
+    if name in PARSERS:
+        asked = PARSERS[name](words)
+        if name == "train.py":
+            load_config(asked)
+        elif name == "ablate.py" and not asked.grid.isupper() and asked.grid != "GRID.yaml":
+            variants(Path(asked.grid), load_grid(Path(asked.grid)), read_overrides(asked.overrides))
+        elif name == "eval.py":
+            with_decoding(Config(), asked.decoding)
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
