@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import timm  # noqa: F401  makes the encoder
 import torch
 from safetensors.torch import load_file
 
