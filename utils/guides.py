@@ -211,7 +211,8 @@ def with_forgeries(batch: Batch, people: Batch, drawn: Batch) -> Batch:
     """
     images = len(people.rows)
     kinds = [(people, people.image_of), (drawn, drawn.image_of)]
-    kinds += [(people, (people.image_of + 1) % images)] * (images > 1)
+    if images > 1:
+        kinds.append((people, (people.image_of + 1) % images))
     longest = max(kind.tokens.shape[1] for kind, _ in kinds)
     padded = [F.pad(kind.tokens, (0, longest - kind.tokens.shape[1]), value=PAD) for kind, _ in kinds]
     kind = torch.cat([torch.full_like(of, i) for i, (_, of) in enumerate(kinds)])
