@@ -52,7 +52,7 @@ from data.datasets import CaptionDataset
 from data.errors import UserError
 from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
-from metrics.scores import Scores, score_captions
+from metrics.scores import Scores, printed, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import Config, parse_config, with_decoding
@@ -221,7 +221,7 @@ def show(result: dict[str, Any]) -> None:
         ranked = sorted(classes, key=lambda name: classes[name]["CIDEr"])
         ends = " to ".join(f"{100 * classes[name]['CIDEr']:.1f} ({name})" for name in (ranked[0], ranked[-1]))
         console.print(f"CIDEr of {len(classes)} scene classes: {ends}; all of them are in --output and --report")
-    console.print("diversity: " + ", ".join(f"{name} {value:.4g}" for name, value in varied.items()))
+    console.print("diversity: " + ", ".join(f"{name} {printed(name, value)}" for name, value in varied.items()))
     if "seen_in_train" not in varied:
         console.print("what is compared with train captions is left out: there are none here, or others were learned")
     if "grounding" in result:
