@@ -20,9 +20,10 @@ class LatentHead(nn.Module):
         prior       z ~ N(m, s^2),       m, log s^2 = W' i              i = ReLU(U LN(mean_n feature_n))
 
     The decoder is told W'' z with every word: from a first state alone it learns to do without (the collapse of Bowman
-    et al., CoNLL 2016). In training z = mu + sigma eps comes from the posterior (Kingma and Welling, ICLR 2014), and
-    `vae_kl` draws prior and posterior together; captions are made with z from the prior (a conditional VAE: Sohn et
-    al., NeurIPS 2015; for captions Wang et al., NeurIPS 2017).
+    et al., CoNLL 2016). W'' begins at 0, so that a code disturbs no decoder that has yet to learn its words. In
+    training z = mu + sigma eps comes from the posterior (Kingma and Welling, ICLR 2014), and `vae_kl` draws prior and
+    posterior together; captions are made with z from the prior (a conditional VAE: Sohn et al., NeurIPS 2015; for
+    captions Wang et al., NeurIPS 2017).
 
     Args:
         channels: D. vocabulary_size: V. told: the decoder's width. width: E. size: Z. dropout: on features and
@@ -39,6 +40,7 @@ class LatentHead(nn.Module):
         self.gru = nn.GRU(width, width, batch_first=True)
         self.prior, self.posterior = nn.Linear(width, 2 * size), nn.Linear(2 * width, 2 * size)
         self.tell = nn.Linear(size, told, bias=False)
+        nn.init.zeros_(self.tell.weight)
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
         """`mu`, `logvar` of the posterior and `prior_mu`, `prior_logvar` of the prior, [P, Z] each; `told` [P, told].

@@ -10,8 +10,19 @@ IMAGE_OF = torch.tensor([0, 1, 1])
 
 
 def head() -> LatentHead:
+    """One that has learned to tell something."""
     torch.manual_seed(0)
-    return LatentHead(D, V, TOLD, width=8, size=Z, dropout=0.5)
+    model = LatentHead(D, V, TOLD, width=8, size=Z, dropout=0.5)
+    torch.nn.init.uniform_(model.tell.weight, -(Z**-0.5), Z**-0.5)
+    return model
+
+
+def test_at_first_the_decoder_is_told_nothing_and_learns_what_to_hear() -> None:
+    model = LatentHead(D, V, TOLD, width=8, size=Z, dropout=0.5)
+    told = model(Seen(torch.randn(2, 4, D), TOKENS, IMAGE_OF))["told"]
+    assert not told.any()
+    told.sum().backward()
+    assert model.tell.weight.grad is not None and model.tell.weight.grad.any()
 
 
 def test_padding_changes_no_code_and_each_caption_has_its_image() -> None:

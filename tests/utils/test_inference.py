@@ -67,7 +67,7 @@ def latent(captioner: Captioner) -> Captioner:
     torch.manual_seed(1)
     head = LatentHead(512, len(VOCABULARY), 16, width=8, size=4, dropout=0.5)
     with torch.no_grad():
-        head.tell.weight.mul_(20)  # untrained codes hardly move a word
+        head.tell.weight.uniform_(-10, 10)  # at first codes move no word
     heads = {"latent": head, "parallel": ParallelHead(512, len(VOCABULARY), 12, width=8, layers=1, dropout=0.5)}
     return Captioner(captioner.encoder, captioner.decoder, heads=heads)
 
