@@ -211,11 +211,15 @@ def test_placed_heads_refuse_images_that_are_turned_and_scenes_without_truth(gro
 
 
 def test_a_picture_is_restored(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the perceptual loss on random filters: VGG16's weights need not be here."""
-    filters = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 5, stride=2), torch.nn.ReLU())
-    monkeypatch.setattr("loss.perceptual.VGG16Features", lambda: filters)
+    """By the perceptual loss on random filters, scored by others: VGG16's weights need not be here."""
+
+    def filters() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 5, stride=2), torch.nn.ReLU())
+
+    monkeypatch.setattr("loss.perceptual.VGG16Features", filters)
     monkeypatch.setattr("utils.heads.load_lpips_weights", lambda: None)
-    before, after = ground.learn({"criterion": "perceptual_loss", "head": "restoration", "normalize": True}, 40)
+    entry = {"criterion": "perceptual_loss", "head": "restoration", "normalize": True}
+    before, after = ground.learn(entry, 40)
     assert after["restoration/LPIPS"] < 0.8 * before["restoration/LPIPS"]
     assert after["restoration/PSNR"] > before["restoration/PSNR"] + 1
 
