@@ -150,7 +150,7 @@ def test_every_command_is_understood(command: str) -> None:
         asked = PARSERS[name](words)
         if name == "train.py":
             load_config(asked)
-        elif name == "ablate.py" and not asked.grid.isupper() and asked.grid != "GRID.yaml":
+        elif name == "ablate.py" and asked.grid != "GRID.yaml":
             variants(Path(asked.grid), load_grid(Path(asked.grid)), read_overrides(asked.overrides))
         elif name == "eval.py":
             with_decoding(Config(), asked.decoding)

@@ -97,9 +97,13 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
         draw.text((GAP, top + 22), caption, "black", _font(15, "Bold"), anchor="ls")
         middle = top + STRIP - GAP - IMAGE // 2
         _paste(sheet, Image.fromarray(row.image), (GAP + IMAGE // 2, middle), IMAGE)
+        grey, lines = _ground(row)
         for i, (word, looked) in enumerate(zip(row.words[:shown], maps, strict=False)):
             centre = IMAGE + 2 * GAP + i * (PANEL + GAP) + PANEL // 2
-            _paste(sheet, _looked_at(row, looked, most), (centre, middle), PANEL)
+            smooth = Image.Resampling.BILINEAR if row.masks is None else Image.Resampling.NEAREST
+            values = np.asarray(Image.fromarray(looked.astype(np.float32)).resize(grey.size, smooth))
+            panel = Image.alpha_composite(grey, Image.fromarray(heat((values - 1) / (most - 1))))
+            _paste(sheet, Image.alpha_composite(panel, lines), (centre, middle), PANEL)
             title = " ".join(word[:30].split())  # words may be anybody's text
             size = min(14, int(14 * PANEL / max(1.0, draw.textlength(title, _font(14)))))
             draw.text((centre, middle - PANEL // 2 - 5), title, "black", _font(size), anchor="ms")
@@ -110,19 +114,16 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
     write_whole(path, buffer.getvalue())
 
 
-def _looked_at(row: Panel, looked: np.ndarray, most: float) -> Image.Image:
-    """The image in grey under the attention `looked` [h, w] in even looks, and under the outlines of its regions."""
+def _ground(row: Panel) -> tuple[Image.Image, Image.Image]:
+    """The image in grey, and the outlines of its regions, if it has any, to be laid over it: RGBA of a panel's size."""
     size = _fitted(row.image.shape[1], row.image.shape[0], PANEL)
     grey = Image.fromarray((row.image.mean(-1) * 255 / 360 + 42).astype(np.uint8)).resize(size).convert("RGBA")
-    smooth = Image.Resampling.BILINEAR if row.masks is None else Image.Resampling.NEAREST
-    values = np.asarray(Image.fromarray(looked.astype(np.float32)).resize(size, smooth))
-    grey.alpha_composite(Image.fromarray(heat((values - 1) / (most - 1))))
+    white = np.full((*size[::-1], 4), 255, np.uint8)
+    white[..., 3] = 0
     if row.masks is not None:
         edges = Image.fromarray(np.float32(255) * outlines(row.masks)).resize(size, Image.Resampling.BILINEAR)
-        white = np.full((*edges.size[::-1], 4), 255, np.uint8)
         white[..., 3] = np.minimum(np.asarray(edges), 140)  # thin lines pale where the picture shrinks
-        grey.alpha_composite(Image.fromarray(white))
-    return grey
+    return grey, Image.fromarray(white)
 
 
 def _draw_legend(sheet: Image.Image, left: int, most: float) -> None:
