@@ -171,7 +171,7 @@ class TrainConfig(Section):
     log_every: Count = 20  # steps
     save_every: NonNegative = 60.0  # seconds between saves of what --resume needs; 0: after every step
     init: str | None = None  # checkpoint to begin with, encoder and words included; target.ref_logits are its logits
-    teachers: list[str] = []  # checkpoints; their mean probabilities are target.teacher_logits, their words the run's
+    teachers: list[str] = []  # checkpoints, or what they said (.h5, utils/teach.py): target.teacher_logits, their mean
     reward: RewardConfig | None = None  # for losses that weigh captions: cross_entropy without label smoothing
     updates: Count = 1  # steps made with the same batches and samples
 

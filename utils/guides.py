@@ -5,8 +5,7 @@ with what it gained (self-critical training); a critic is shown samples beside w
 model that a criterion reads says, for the same words, what it would say next (distillation, anchors).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -19,41 +18,44 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, CaptionBatches, Readable, Visuals
+from data.loading import Batch, CaptionBatches
+from data.soft_targets import SoftTargets
 from loss import LossFactory
 from metrics.cider_reward import CiderReward
 from models.captioner import Captioner
 from models.decoding import greedy, sample
 from models.heads import Seen
-from models.pooling import Visual
 from models.tokens import END, PAD, START
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.config import Config, RewardConfig
 from utils.devices import autocast
-from utils.sources import frozen_features, stored_regions
+from utils.teachers import LiveTeacher, Teacher, evaluating, make_teacher, next_words
 
 # what a criterion can read as target.KEY -> the option of `train` that brings it
 TARGET = {"teacher_logits": "teachers", "ref_logits": "init", "old_policy": "reward"}
 
 
-def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint]]:
-    """The checkpoints `train.init` and `train.teachers`.
+def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint | SoftTargets]]:
+    """The checkpoint `train.init`, and `train.teachers`: checkpoints, or files of what teachers said (.h5).
 
     Raises `UserError` where `train.init` has not the run's encoder, decoder and regions, or where two have other words.
     """
-    paths = [path for path in (config.train.init, *config.train.teachers) if path]
-    loaded = [load_checkpoint(Path(path)) for path in paths]
-    for path, checkpoint in zip(paths, loaded, strict=True):
-        if checkpoint.vocabulary.words != loaded[0].vocabulary.words:
-            raise UserError(f"{path}: other words than {paths[0]} has; train both on the same captions")
-    if config.train.init is None:
-        return None, loaded
+    init = load_checkpoint(Path(config.train.init)) if config.train.init else None
+    paths = map(Path, config.train.teachers)
+    teachers = [SoftTargets(path) if path.suffix == ".h5" else load_checkpoint(path) for path in paths]
+    loaded = list(zip((config.train.init, *config.train.teachers), (init, *teachers), strict=True))
+    named = [(path, model.vocabulary.words) for path, model in loaded if model]
+    for path, words in named:
+        if words != named[0][1]:
+            raise UserError(f"{path}: other words than {named[0][0]} has; train both on the same captions")
+    if init is None:
+        return None, teachers
     parts = ["model.encoder.name", "model.decoder.width", "model.decoder.attention", "regions"]
-    for part in (*parts, *(f"model.heads.{name}" for name in loaded[0].captioner.heads)):
-        had, wanted = (attrgetter(part)(which) for which in (loaded[0].config, config))
+    for part in (*parts, *(f"model.heads.{name}" for name in init.captioner.heads)):
+        had, wanted = (attrgetter(part)(which) for which in (init.config, config))
         if had != wanted:
-            raise UserError(f"{paths[0]}: trained with {part}={had}, not {wanted}; begin with the same")
-    return loaded[0], loaded[1:]
+            raise UserError(f"{config.train.init}: trained with {part}={had}, not {wanted}; begin with the same")
+    return init, teachers
 
 
 class Guides:
@@ -63,8 +65,8 @@ class Guides:
     `train.init`; `old_policy`, the captioner's own logits when the captions were sampled.
 
     Args:
-        config, criteria, captioner: the run's. init, teachers: the checkpoints of `train`. dataset, batches: what it
-            is trained on. precision: of its products.
+        config, criteria, captioner: the run's. init, teachers: those of `train`. dataset, batches: what it is trained
+            on. precision: of its products.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Guides:
         criteria: LossFactory,
         captioner: Captioner,
         init: Checkpoint | None,
-        teachers: Sequence[Checkpoint],
+        teachers: Sequence[Checkpoint | SoftTargets],
         dataset: CaptionDataset,
         batches: CaptionBatches,
         precision: str,
@@ -85,7 +87,8 @@ class Guides:
             self.draw = partial(samples_of, captioner, max_words=config.data.max_words, precision=precision)
         elif config.train.reward and config.train.reward.critic:
             raise UserError("train.reward.critic: no loss trains a critic; add {criterion: gan_loss, head: critic}")
-        self.sources: dict[str, Callable[[Batch, int], Tensor]] = {}
+        self.sources: dict[str, Teacher] = {}
+        device = captioner.encoder.mean.device
         if config.train.reward:
             if not (config.train.reward.cider or config.train.reward.critic):
                 raise UserError("train.reward: cider and critic are both 0, so nothing is rewarded; raise one")
@@ -93,23 +96,9 @@ class Guides:
             if "target.old_policy" in criteria.reads:
                 self.sources["old_policy"] = lambda batch, epoch: next_words(captioner, batch, precision)
         if init and "target.ref_logits" in criteria.reads:
-            self.sources["ref_logits"] = Teachers([init.captioner], [None], captioner.encoder.mean.device, precision)
+            self.sources["ref_logits"] = LiveTeacher(init.captioner, None, device, precision)
         if "target.teacher_logits" in criteria.reads:
-            seen = [self._visuals(config, teacher, dataset) for teacher in teachers]
-            device = captioner.encoder.mean.device
-            self.sources["teacher_logits"] = Teachers([t.captioner for t in teachers], seen, device, precision)
-
-    def _visuals(self, config: Config, teacher: Checkpoint, dataset: CaptionDataset) -> Visuals | None:
-        """What a teacher looks at: the images that the student sees, or its own encoder's features of them."""
-        if config.model.encoder.trainable:
-            return None
-        kept = config.data.model_dump(include={"cache_dir", "workers", "blank_images", "views"})
-        own = teacher.config.model_copy(
-            update={"seed": config.seed, "data": teacher.config.data.model_copy(update=kept)}
-        )
-        encoder, images = teacher.captioner.encoder, dataset.split("train")
-        features = frozen_features(own, dataset, images, encoder, self.precision, config.data.views)
-        return Visuals(features, stored_regions(own, dataset, images, encoder))
+            self.sources["teacher_logits"] = make_teacher(config, teachers, dataset, batches, device, precision)
 
     def show(self, batch: Batch) -> Batch:
         """The batch, with samples beside its captions where there is a critic to look at them."""
@@ -225,48 +214,3 @@ def closed(captions: Sequence[Sequence[int]]) -> Tensor:
     """Captions between `<start>` and `<end>`, padded: int64 [P, T + 2]."""
     rows = [torch.tensor([START, *words, END]) for words in captions]
     return pad_sequence(rows, batch_first=True, padding_value=PAD)
-
-
-class Teachers:
-    """The mean word probabilities of captioners that are not trained, as logits log(1/M sum_m p_m), float32 [P, T, V].
-
-    Args:
-        captioners: M of them, with the run's vocabulary. visuals: what each looks at, by row of the train split; None:
-            what the batch holds. device, precision: of the products.
-    """
-
-    def __init__(
-        self,
-        captioners: Sequence[Captioner],
-        visuals: Sequence[Readable[Visual] | None],
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.captioners = [captioner.to(device).eval() for captioner in captioners]
-        self.visuals, self.precision = visuals, precision
-
-    def __call__(self, batch: Batch, epoch: int) -> Tensor:
-        """What the teachers would say next, after each token of the batch."""
-        log_p = []
-        for captioner, visuals in zip(self.captioners, self.visuals, strict=True):
-            seen = visuals.read(batch.rows.tolist(), epoch).to(batch.tokens.device) if visuals else batch.visuals
-            log_p.append(next_words(captioner, replace(batch, visuals=seen), self.precision).float().log_softmax(-1))
-        return torch.stack(log_p).logsumexp(0)  # without 1/M: a softmax does not see it
-
-
-@contextmanager
-def evaluating(captioner: Captioner) -> Iterator[None]:
-    """Without dropout and gradients, and back."""
-    training = captioner.training
-    captioner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        captioner.train(training)
-
-
-def next_words(captioner: Captioner, batch: Batch, precision: str) -> Tensor:
-    """A captioner's logits [P, T, V] after each token of the batch, without dropout and gradients."""
-    with evaluating(captioner), autocast(batch.tokens.device, precision):
-        return captioner(batch.visuals, batch.tokens[:, :-1], batch.image_of).logits

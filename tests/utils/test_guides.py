@@ -27,9 +27,11 @@ from models.encoder import Encoder
 from models.heads.critic import CriticHead
 from models.pooling import Visual
 from models.tokens import END, PAD, START
+from utils import teach
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import CONFIGS, RewardConfig, load_config, parse_config, read_yaml
-from utils.guides import Rewards, Teachers, load_models, next_words, samples_of, with_forgeries
+from utils.guides import Rewards, load_models, samples_of, with_forgeries
+from utils.teachers import LiveTeacher, mean_of, next_words
 
 PHRASES = [
     "a red plane",
@@ -151,7 +153,7 @@ def test_the_step_is_the_policy_gradient(warm: Captioner, batches: CaptionBatche
 class Anchored(Rewards):
     """Rewards whose batches also say what `anchor` would."""
 
-    anchor: Teachers
+    anchor: LiveTeacher
 
     def __call__(self, batch: Batch) -> Batch:
         batch = super().__call__(batch)
@@ -165,7 +167,7 @@ def test_reward_rises_and_the_anchor_holds(warm: Captioner, batches: CaptionBatc
     for beta in (0.0, 1.0):
         model = copy.deepcopy(warm)
         rewards = Anchored(model, batches, RewardConfig(samples=8), 12, "fp32")
-        rewards.anchor = Teachers([copy.deepcopy(warm)], [None], torch.device("cpu"), "fp32")
+        rewards.anchor = LiveTeacher(copy.deepcopy(warm), None, torch.device("cpu"), "fp32")
         losses: list[dict] = [
             {"criterion": "cross_entropy"},
             {"criterion": "rlhf_kl", "beta": beta, "direction": "policy_ref"},
@@ -283,7 +285,9 @@ def test_heads_go_on_with_annotated_captions(warm: Captioner, batches: CaptionBa
 def test_teachers_speak_as_the_mean_of_their_probabilities(encoder: Encoder, batches: CaptionBatches) -> None:
     models = [captioner(encoder, seed) for seed in range(3)]
     batch = batches[KEY]
-    given = Teachers(models, [None, Features(), None], torch.device("cpu"), "fp32")(batch, 0).softmax(-1)
+    looks = [None, Features(), None]
+    teachers = [LiveTeacher(m, look, torch.device("cpu"), "fp32") for m, look in zip(models, looks, strict=True)]
+    given = mean_of(teachers)(batch, 0).softmax(-1)
     naive = torch.stack(
         [m(batch.visuals, batch.tokens[:, :-1], batch.image_of).logits.softmax(-1) for m in models]
     ).mean(0)
@@ -297,7 +301,7 @@ def test_a_student_without_words_learns_its_teacher(
     teacher, student = captioner(encoder), captioner(encoder, 1)
     steps(teacher, [{"criterion": "cross_entropy"}], [batches[KEY]], accelerator, 60, 1e-2)
     batch = batches[KEY]
-    batch.guides["teacher_logits"] = Teachers([teacher], [None], torch.device("cpu"), "fp32")(batch, 0)
+    batch.guides["teacher_logits"] = LiveTeacher(teacher, None, torch.device("cpu"), "fp32")(batch, 0)
 
     def agreement() -> float:
         words = batch.words != -100
@@ -347,13 +351,28 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     student: list[str | Path] = ["--output-dir", tmp_path / "student", "--epochs", "1", "model.decoder.width=16"]
     student += ["model.encoder.name=resnet18", "model.encoder.weights=none"]  # the teachers look through their own
     teachers = f"train.teachers=[{first / 'best.safetensors'}, {second / 'best.safetensors'}]"
-    call(*shared, *student, teachers, "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]")
+    taught = "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]"
+    call(*shared, *student, teachers, taught)
+
+    said = tmp_path / "said.h5"  # the same, from what the teachers said of all words once
+    asked: list[str | Path] = [CONFIGS / "synthetic.yaml", *shared, teachers, "--output", said, "--top", "10000"]
+    teach.main(teach.parse_arguments(list(map(str, asked))))
+    student[1] = tmp_path / "stored"
+    call(*shared, *student, f"train.teachers=[{said}]", taught)
+    live, stored = (
+        [float(line["train/kl_distillation"]) for line in map(json.loads, text.splitlines()) if "train/loss" in line]
+        for text in ((tmp_path / run / "metrics.jsonl").read_text() for run in ("student", "stored"))
+    )
+    assert stored == pytest.approx(live, rel=1e-3) and len(live) == 5  # float16's eleven bits of log p
     for arguments, fault in (
         (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.attention=dot"], "attention=additive, not dot"),
         ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED}]"], "other words than"),
         (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
+        ([f"train.teachers=[{said}]", taught, "train.reward={}"], r"said\.h5 holds no word on samples"),
+        ([f"train.teachers=[{said}]", taught, "data.max_words=5"], r"said\.h5: holds no soft targets of .*\.png"),
+        ([f"train.teachers=[{SHIPPED}, {said}]", taught], r"said\.h5: other words than"),
         (["train.reward={cider: 0}", "model.losses=[{criterion: cross_entropy}]"], "nothing is rewarded"),
     ):
         with pytest.raises(UserError, match=fault):
