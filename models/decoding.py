@@ -45,10 +45,9 @@ def beam_search(
         raise ValueError(f"beam_size {beam_size} and max_words {max_words} must be at least 1")
     images, device = regions.keys.shape[0], regions.keys.device
     here = torch.arange(images, device=device)  # the images that are not done, [b]; what follows is theirs alone
-    state = decoder.start(regions).select(here.repeat_interleave(beam_size))  # the beams of an image side by side
-    running = torch.full((images, beam_size), -torch.inf, device=device)  # log p of the captions that still run
-    running[:, 0] = 0.0  # one beam to begin with: equal beams would only find the same words
-    last = torch.full((images * beam_size,), START, device=device)
+    state = decoder.start(regions)  # the beams of an image side by side: one, and after the first word `beam_size`
+    running = torch.zeros(images, 1, device=device)  # log p of the captions that still run, [b, k]
+    last = torch.full((images,), START, device=device)
 
     # of all images: scores of the captions that have ended, sorted, and (words, beam) of their last words; and of
     # every step the words, the beams that they go on from and where these looked
@@ -59,27 +58,26 @@ def beam_search(
 
     for length in range(max_words + 1):
         logits, state, attention = decoder.step(regions, state, last)
-        log_p = _log_probabilities(logits).view(len(here), beam_size, -1) + running[..., None]  # [b, K, V]
-        norm = (length + 1) ** length_penalty
+        log_p = _log_probabilities(logits).view(*running.shape, -1) + running[..., None]  # [b, k, V]
+        beams, norm = running.shape[1], (length + 1) ** length_penalty
         worst = ended[here, -1]
         if length and bool((ending := log_p[..., END] / norm).gt(worst[:, None]).any()):
             best, order = torch.cat([ended[here], ending], 1).topk(beam_size, 1)
-            at = torch.stack(
-                [torch.full_like(order, length), torch.arange(beam_size, device=device).expand_as(order)], -1
-            )
-            ended_at[here] = torch.cat([ended_at[here], at], 1).gather(1, order[..., None].expand(-1, -1, 2))
+            beam = torch.arange(beams, device=device).expand_as(ending)
+            at = torch.cat([ended_at[here], torch.stack([torch.full_like(beam, length), beam], -1)], 1)
+            ended_at[here] = at.gather(1, order[..., None].expand(-1, -1, 2))
             ended[here], worst = best, best[:, -1]
         log_p[..., END] = -torch.inf
-        running, flat = log_p.flatten(1).topk(beam_size, 1)
+        running, flat = log_p.flatten(1).topk(min(beam_size, log_p[0].numel()), 1)
         going = running[:, 0] / norm > worst
         if length == max_words or not bool(going.any()):
             break
         parent, word = flat // log_p.shape[-1], flat % log_p.shape[-1]
-        words[length, here], parents[length, here] = word, parent
-        attentions[length, here] = attention.view(len(here), beam_size, -1).gather(
+        words[length, here, : word.shape[1]], parents[length, here, : word.shape[1]] = word, parent
+        attentions[length, here, : word.shape[1]] = attention.view(len(here), beams, -1).gather(
             1, parent[..., None].expand(-1, -1, attention.shape[-1])
         )
-        rows = (torch.arange(len(here), device=device)[:, None] * beam_size + parent)[going].flatten()
+        rows = (torch.arange(len(here), device=device)[:, None] * beams + parent)[going].flatten()
         state, last = state.select(rows), word[going].flatten()
         if not bool(going.all()):
             here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
