@@ -1,6 +1,7 @@
 """A run's folder: opened at the start, kept up to date, shown at the end; and what a run says meanwhile."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,8 +89,8 @@ class Progress:
 
 def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dict[str, Any]) -> Path:
     """The run's folder, with config.yaml and origin.json in it; one that holds a run is only taken with --resume."""
-    started = broadcast_object_list([datetime.now().strftime("%Y%m%d-%H%M%S")])[0]
-    run_dir = Path(config.output_dir or f"runs/{config.dataset}-{started}")
+    named = config.output_dir or (new_folder(config.dataset) if accelerator.is_main_process else None)
+    run_dir = Path(broadcast_object_list([named])[0])
     written = run_dir / "config.yaml"
     if written.exists():
         if not resume:
@@ -100,6 +101,16 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
         write_json(run_dir / "origin.json", origin)
         write_whole(written, dump_config(config))
     return run_dir
+
+
+def new_folder(dataset: str) -> str:
+    """An empty folder of this run's own, runs/DATASET-DATE-TIME, with a number where another began in this second."""
+    name = f"runs/{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    for folder in (name, *(f"{name}-{i}" for i in range(2, 1000))):
+        with suppress(FileExistsError):
+            Path(folder).mkdir(parents=True)
+            return folder
+    raise UserError(f"{name}: a thousand runs began in this second; name an --output-dir")
 
 
 def origin_of(dataset: CaptionDataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ class ConceptHead(nn.Module):
     """Which content words an image calls for (attributes, after You et al., CVPR 2016).
 
         logits = W dropout(mean_n feature_n) + b,   b_c = log(p_c / (1 - p_c)) at first, p_c the mean target of c
-        told   = U sigmoid(logits)                  what the decoder hears with every word, if it does; the logits learn
+        told   = U sigmoid(logits), U = 0 at first  what the decoder hears with every word, if it does; the logits learn
                                                     from their own loss alone
 
     The bias begins at the concepts' frequencies (Lin et al., ICCV 2017, section 4.1), so that the first steps are not
@@ -33,6 +33,8 @@ class ConceptHead(nn.Module):
         with torch.no_grad():
             self.classifier.bias.copy_(torch.logit(frequencies))
         self.tell = nn.Linear(len(frequencies), told, bias=False) if told else None
+        if self.tell:
+            nn.init.zeros_(self.tell.weight)
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
         """`pred`, the logits [B, C], and `told` [P, told] where the decoder is told."""

@@ -36,17 +36,19 @@ def test_concepts_are_a_linear_map_of_the_mean_region() -> None:
 
 def test_the_decoder_is_told_how_likely_each_concept_is() -> None:
     head = ConceptHead(3, torch.tensor([0.5, 0.1]), dropout=0.3, told=4).eval()
+    assert head.tell is not None and not head.tell.weight.any()  # no decoder is disturbed by what is yet to be learned
     torch.nn.init.normal_(head.classifier.weight)
+    torch.nn.init.normal_(head.tell.weight)
     features, image_of = torch.randn(2, 5, 3), torch.tensor([1, 0, 1])
     out = head(Seen(features, NO_WORDS[0], image_of))
     likely = [[1 / (1 + math.exp(-x)) for x in row] for row in out["pred"].tolist()]
-    weight = head.tell.weight.tolist() if head.tell else []
+    weight = head.tell.weight.tolist()
     for p, image in enumerate(image_of.tolist()):
         expected = [sum(w * x for w, x in zip(row, likely[image], strict=True)) for row in weight]
         torch.testing.assert_close(out["told"][p], torch.tensor(expected), rtol=1e-5, atol=1e-6)  # of float32
     torch.testing.assert_close(head.draw(features)[image_of], out["told"])
     out["told"].sum().backward()
-    assert head.classifier.weight.grad is None and head.tell is not None and head.tell.weight.grad is not None
+    assert head.classifier.weight.grad is None and head.tell.weight.grad is not None
 
 
 def test_padding_changes_no_embedding_and_each_caption_has_its_image() -> None:
