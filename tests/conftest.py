@@ -55,6 +55,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The option of a folder for feature stores that a worker's tests share."""
+    return f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A captioner of random weights that sees 32 pixels: fast, and different images give different captions."""
     path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"

@@ -37,7 +37,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
 ELSEWHERE = {
     r"weights=hub|data\.fetch|mode=online": "wants the network; tests/data/test_fetch.py has a server of its own",
     r"^python app\.py": "tests/test_app.py",
-    r"^(torchrun|accelerate)": "tests/test_scenes.py and tests/test_programs.py run two processes",
+    r"^(torchrun|accelerate)": "tests/test_scenes.py and tests/test_recipes.py run two processes",
     r"^python (ablate\.py|-m benchmarks)|--config|reproduce_rsicd": "trains for long; has tests of its own",
     r"^(make|pip|git|uv)": "sets things up",
 }
