@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 def run_dir(scenes: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the scenes, read as RSICD."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", folder, "--epochs", "3"]
+    arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", folder, "--epochs", "3"]
     done = start("train.py", *arguments, "model.encoder.name=tf_efficientnet_lite0", *SMALL, cache)
     assert done.returncode == 0, done.stderr
     assert "distinct pairs" in done.stdout
@@ -100,7 +100,7 @@ def tensors_equal(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="session")
 def evaluated(scenes: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     output = tmp_path_factory.mktemp("eval") / "result.json"
-    arguments = ["--checkpoint", run_dir / "best.safetensors", "--dataset", "RSICD", "--data-root", scenes]
+    arguments: Words = ["--checkpoint", run_dir / "best.safetensors", "--dataset", "RSICD", "--data-root", scenes]
     done = start("eval.py", *arguments, "--split", "val", "--output", output)
     assert done.returncode == 0, done.stderr
     result = json.loads(output.read_text())
