@@ -101,6 +101,8 @@ def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, *words = shlex.split(command)
     if words[0] == "train.py" or words[0].endswith(("add_a_loss.py", "add_an_encoder.py")):
         words += TINY if "encoder" not in words[0] else [word for word in TINY if "model.encoder" not in word]
+    if words[1:2] == ["utils.export"] and "--checkpoint" not in words:
+        words += ["--checkpoint", "RUN/best.safetensors"]
     if words[0] == "eval.py" and "--split" not in words:
         words += ["--split", "val"]
     monkeypatch.chdir(desk)

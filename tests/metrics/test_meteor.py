@@ -2,6 +2,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,10 +86,14 @@ def test_score_captions_goes_through_it(process: MeteorProcess, monkeypatch: pyt
 def test_when_java_dies_the_reason_is_told_and_the_next_call_starts_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    process = MeteorProcess()
+    class Dying(MeteorProcess):
+        def align(self, *args: Any) -> np.ndarray:
+            # With more to read than a pipe holds: the writer, too, must notice.
+            threading.Timer(0.2, self._process.kill).start()
+            return super().align(*args)
+
+    process = Dying()
     monkeypatch.setattr(scoring, "_process", process)
-    # While Java still loads, and with more to read than a pipe holds: the writer, too, must notice.
-    threading.Timer(0.2, process._process.kill).start()
     images = range(5000)
     scores = scoring.score_captions(dict.fromkeys(images, "a road"), {image: ["b"] for image in images})
     assert "ended" in scores.unavailable["METEOR"] and "memory" in scores.unavailable["METEOR"]

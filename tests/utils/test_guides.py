@@ -61,6 +61,7 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
+    torch.manual_seed(0)
     return Encoder("resnet18")
 
 
