@@ -1,7 +1,7 @@
 """Soft targets: the most probable next words after every token of every train caption, as a teacher said them once."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +94,12 @@ class SoftTargets(Store):
                     "captions that the run trains on"
                 )
 
-    def read(self, filename: str, tokens: Sequence[int]) -> Tensor:
+    def read(self, filename: str, tokens: tuple[int, ...]) -> Tensor:
         """Log p of every word after each token, float32 [len(tokens) - 1, V].
 
         What the k named words leave of the probability is spread evenly over the others.
         """
-        place = self._places[filename, tuple(tokens)]
+        place = self._places[filename, tokens]
         likely, log_p = (torch.from_numpy(self.records(name)[place]) for name in ("words", "log_p"))
         if len(likely) and not 0 <= likely.min() <= likely.max() < len(self.vocabulary):
             raise UserError(f"{self.path}: names words that its vocabulary has not; write it with utils.teach")

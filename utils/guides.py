@@ -43,8 +43,8 @@ def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint | So
     init = load_checkpoint(Path(config.train.init)) if config.train.init else None
     paths = map(Path, config.train.teachers)
     teachers = [SoftTargets(path) if path.suffix == ".h5" else load_checkpoint(path) for path in paths]
-    loaded = list(zip((config.train.init, *config.train.teachers), (init, *teachers), strict=True))
-    named = [(path, model.vocabulary.words) for path, model in loaded if model]
+    models = zip((config.train.init, *config.train.teachers), (init, *teachers), strict=True)
+    named = [(path, model.vocabulary.words) for path, model in models if model]
     for path, words in named:
         if words != named[0][1]:
             raise UserError(f"{path}: other words than {named[0][0]} has; train both on the same captions")
@@ -98,7 +98,15 @@ class Guides:
         if init and "target.ref_logits" in criteria.reads:
             self.sources["ref_logits"] = LiveTeacher(init.captioner, None, device, precision)
         if "target.teacher_logits" in criteria.reads:
-            self.sources["teacher_logits"] = make_teacher(config, teachers, dataset, batches, device, precision)
+            self.sources["teacher_logits"] = make_teacher(
+                config,
+                teachers,
+                dataset,
+                batches,
+                device,
+                precision,
+                views=None if config.model.encoder.trainable else config.data.views,
+            )
 
     def show(self, batch: Batch) -> Batch:
         """The batch, with samples beside its captions where there is a critic to look at them."""

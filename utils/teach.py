@@ -5,23 +5,23 @@ are, and other seeds and students cost little more than without a teacher.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data.datasets import check_root
+import torch
+
 from data.errors import UserError
 from data.files import check_writable
 from data.loading import BatchKey, CaptionBatches, loader
 from data.soft_targets import Said, write_soft_targets
-from models.tokens import PAD
-from utils.checkpoint import Checkpoint
+from models.pooling import Visual
 from utils.config import load_config
 from utils.devices import best_device, choose_precision
 from utils.files import git_sha, run_program
 from utils.guides import load_models
 from utils.progress import track
 from utils.sources import open_dataset
-from utils.teachers import LiveTeacher, Teacher, mean_of, teacher_visuals
+from utils.teachers import Teacher, captions_of, make_teacher
 
 IMAGES = 64  # at a time
 
@@ -41,40 +41,44 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: argparse.Namespace) -> None:
     """Ask the teachers about every distinct caption of the train split."""
     config = load_config(arguments)
-    if config.dataset != "synthetic":
-        check_root(config.dataset, Path(config.data_root) if config.data_root else None)
     if arguments.top < 1:
         raise UserError(f"argument --top {arguments.top}: name at least one word at each place")
     if arguments.output.suffix != ".h5":
         raise UserError(f"argument --output {arguments.output}: call it SAID.h5, by which train.teachers knows it")
+    if not config.train.teachers:
+        raise UserError(f"{arguments.config}: train.teachers is empty; name who should be asked")
     check_writable(arguments.output)
+    dataset = open_dataset(config)
     device = best_device()
     precision = choose_precision(config.train.precision, device)
-    models = [teacher for teacher in load_models(config)[1] if isinstance(teacher, Checkpoint)]
-    if not models:
-        raise UserError(f"{arguments.config}: train.teachers names no checkpoint; name who should be asked")
+    _, models = load_models(config)
 
-    dataset = open_dataset(config)
-    images, vocabulary = dataset.split("train"), models[0].vocabulary
-    seen = [teacher_visuals(config, model, dataset, precision, views=1) for model in models]
-    teachers = [LiveTeacher(m.captioner, look, device, precision) for m, look in zip(models, seen, strict=True)]
-    batches = CaptionBatches(images, seen[0], vocabulary, config.data.max_words)
+    vocabulary = models[0].vocabulary
+    batches = CaptionBatches(dataset.split("train"), Unseen(), vocabulary, config.data.max_words)
+    teacher = make_teacher(config, models, dataset, batches, device, precision, views=1)
     captions = [tokens for row in batches.rows for tokens in batches.captions[row]]
     words = sum(len(tokens) - 1 for tokens in captions)
-    about = {"teachers": [str(path) for path in config.train.teachers], "git_sha": git_sha()}
-    said = ask(mean_of(teachers), batches)
+    about = {"teachers": config.train.teachers, "git_sha": git_sha()}
+    said = ask(teacher, batches, device)
     write_soft_targets(arguments.output, vocabulary, said, len(captions), words, arguments.top, about)
     print(f"{arguments.output}: {words} words of {len(captions)} captions; name it in train.teachers")
 
 
-def ask(teacher: Teacher, batches: CaptionBatches) -> Iterator[Said]:
+class Unseen:
+    """Nothing to look at: each teacher has its own view of the images."""
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
+        """Of no image anything."""
+        return Visual(torch.empty(0))
+
+
+def ask(teacher: Teacher, batches: CaptionBatches, device: torch.device) -> Iterator[Said]:
     """What a teacher says of every caption, image by image."""
     keys = [BatchKey(0, batches.rows[i : i + IMAGES]) for i in range(0, len(batches.rows), IMAGES)]
     for batch in track(loader(batches, keys, 0), len(keys), "soft targets"):
-        log_p = teacher(batch, 0).log_softmax(-1)
-        rows, lengths = batch.rows[batch.image_of].tolist(), (batch.tokens != PAD).sum(1).tolist()
-        for row, tokens, length, values in zip(rows, batch.tokens.tolist(), lengths, log_p, strict=True):
-            yield Said(batches.images[row].filename, tuple(tokens[:length]), values[: length - 1])
+        log_p = teacher(batch.to(device), 0).log_softmax(-1)
+        for (row, tokens), values in zip(captions_of(batch), log_p, strict=True):
+            yield Said(batches.images[row].filename, tokens, values[: len(tokens) - 1])
 
 
 if __name__ == "__main__":

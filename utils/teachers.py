@@ -57,9 +57,7 @@ class StoredTeacher:
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
         """Log p [P, T, V], float32, 0 where nothing follows."""
-        rows, lengths = batch.rows[batch.image_of].tolist(), (batch.tokens != PAD).sum(1).tolist()
-        captions = zip(rows, batch.tokens.tolist(), lengths, strict=True)
-        said = [self.targets.read(self.names[row], tokens[:length]) for row, tokens, length in captions]
+        said = [self.targets.read(self.names[row], tokens) for row, tokens in captions_of(batch)]
         return pad_sequence(said, batch_first=True).to(batch.tokens.device)
 
 
@@ -70,14 +68,16 @@ def make_teacher(
     batches: CaptionBatches,
     device: torch.device,
     precision: str,
+    views: int | None,
 ) -> Teacher:
-    """The mean of the probabilities of all teachers, as logits log sum_m p_m, float32 [P, T, V]."""
+    """The mean of the probabilities of all teachers, as logits log sum_m p_m, float32 [P, T, V].
+
+    A captioner looks at so many views of the images, by its own encoder; None: at the batch's.
+    """
 
     def asked(teacher: Checkpoint | SoftTargets) -> Teacher:
         if isinstance(teacher, Checkpoint):
-            visuals = None
-            if not config.model.encoder.trainable:
-                visuals = teacher_visuals(config, teacher, dataset, precision, config.data.views)
+            visuals = None if views is None else teacher_visuals(config, teacher, dataset, precision, views)
             return LiveTeacher(teacher.captioner, visuals, device, precision)
         if config.train.reward:
             raise UserError(f"train.teachers: {teacher.path} holds no word on samples (train.reward); name checkpoints")
@@ -100,6 +100,12 @@ def teacher_visuals(
     encoder, images = teacher.captioner.encoder, dataset.split("train")
     features = frozen_features(own, dataset, images, encoder, precision, views)
     return Visuals(features, stored_regions(own, dataset, images, encoder))
+
+
+def captions_of(batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
+    """Of each caption of a batch its image's row and its tokens, without padding."""
+    rows, lengths = batch.rows[batch.image_of].tolist(), (batch.tokens != PAD).sum(1).tolist()
+    return [(r, tuple(tokens[:n])) for r, tokens, n in zip(rows, batch.tokens.tolist(), lengths, strict=True)]
 
 
 @contextmanager

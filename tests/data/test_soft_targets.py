@@ -41,7 +41,7 @@ def test_what_is_left_is_spread_evenly(tmp_path: Path, top: int) -> None:
     log_p = written(tmp_path / "said.h5", top)
     targets = SoftTargets(tmp_path / "said.h5")
     for (name, tokens), values in zip(CAPTIONS, log_p, strict=True):
-        read = targets.read(name, list(tokens))
+        read = targets.read(name, tokens)
         assert read.shape == (len(tokens) - 1, len(VOCABULARY))
         for row, wanted in zip(read.exp().tolist(), values.exp().tolist(), strict=True):
             best = sorted(range(len(wanted)), key=lambda word: -wanted[word])[:top]

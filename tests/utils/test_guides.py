@@ -386,3 +386,22 @@ def test_recipes_that_begin_with_the_checkpoint_that_ships_fit_it() -> None:
     for path in recipes:
         init, _ = load_models(parse_config(read_yaml(path), str(path)))
         assert init is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--output", "said.h5", "--top", "0"], "--top 0: name at least one"),
+        (["--output", "said.json"], r"said\.json: call it SAID\.h5"),
+        (["--output", "said.h5"], r"train\.teachers is empty"),
+        (["--output", "said.h5", "train.teachers=[gone.safetensors]"], r"gone\.safetensors: no such checkpoint"),
+    ],
+)
+def test_slips_in_asking_are_named(
+    words: list[str], fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=fault) as caught:
+        teach.main(teach.parse_arguments([str(CONFIGS / "synthetic.yaml"), "--data-root", str(scenes), *words]))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
