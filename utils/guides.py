@@ -98,15 +98,8 @@ class Guides:
         if init and "target.ref_logits" in criteria.reads:
             self.sources["ref_logits"] = LiveTeacher(init.captioner, None, device, precision)
         if "target.teacher_logits" in criteria.reads:
-            self.sources["teacher_logits"] = make_teacher(
-                config,
-                teachers,
-                dataset,
-                batches,
-                device,
-                precision,
-                views=None if config.model.encoder.trainable else config.data.views,
-            )
+            views = None if config.model.encoder.trainable else config.data.views
+            self.sources["teacher_logits"] = make_teacher(config, teachers, dataset, batches, device, precision, views)
 
     def show(self, batch: Batch) -> Batch:
         """The batch, with samples beside its captions where there is a critic to look at them."""
