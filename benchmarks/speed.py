@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import yardstick
 from benchmarks.standins import BATCH, PRECISION, Training, UsualTraining, folder, pictures, seen_store, store
 from data.images import read_image
-from data.loading import BatchKey, ImageFiles, visual_loader
+from data.loading import ImageFiles, in_order, visual_loader
 from data.region_store import find_all
 from data.regions import RegionFinder, RegionSpec
 from data.transforms import Preprocessing
@@ -155,7 +155,7 @@ def features(seconds: float) -> Iterator[Row]:
     encoder, usual = encoders()
     paths = pictures(2 * yardstick.BATCH)
     files = ImageFiles(paths, Preprocessing())
-    keys = [BatchKey(0, list(range(i, i + yardstick.BATCH))) for i in range(0, len(paths), yardstick.BATCH)]
+    keys = in_order(range(len(paths)), yardstick.BATCH)
 
     def ours() -> float:
         return sum(len(encode(encoder, images, PRECISION)) for images in visual_loader(files, keys, workers=0))

@@ -37,6 +37,11 @@ class BatchKey(NamedTuple):
     rows: list[int]
 
 
+def in_order(rows: Sequence[int], batch_size: int) -> list[BatchKey]:
+    """Batches of `rows` as they come, the last one perhaps smaller, to be looked at and not learned from."""
+    return [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
+
+
 class Readable(Protocol[T]):
     """What is there row by row."""
 

@@ -13,7 +13,7 @@ import torch
 
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
-from data.loading import BatchKey, CaptionBatches, Visuals, loader
+from data.loading import CaptionBatches, Visuals, in_order, loader
 from data.scenery.classes import CLASSES
 from data.synthetic import Truth, read_truth
 from data.vocabulary import Vocabulary
@@ -55,7 +55,7 @@ def ground(
     device = captioner.encoder.mean.device
     captioner.eval()
     batches = CaptionBatches(images, visuals, vocabulary, max_words)
-    keys = [BatchKey(0, batches.rows[i : i + batch_size]) for i in range(0, len(batches.rows), batch_size)]
+    keys = in_order(batches.rows, batch_size)
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for batch in loader(batches, keys, workers=0):
         on_device = batch.to(device)

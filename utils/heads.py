@@ -12,7 +12,7 @@ from torch import nn
 from data.concepts import Concepts
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.loading import Batch, BatchKey, CaptionBatches, Targets, loader, moved
+from data.loading import Batch, CaptionBatches, Targets, in_order, loader, moved
 from data.pairs import Authors, Pairs
 from data.scenery.classes import CLASSES, THINGS
 from data.sequences import Sequences
@@ -227,7 +227,7 @@ def score_heads(
     torch.manual_seed(0)  # what `show` draws depends on nothing before
     device = captioner.encoder.mean.device
     captioner.eval()
-    keys = [BatchKey(0, batches.rows[i : i + batch_size]) for i in range(0, len(batches.rows), batch_size)]
+    keys = in_order(batches.rows, batch_size)
     pairs: dict[str, list[Pair]] = {name: [] for name in heads}
     for batch in loader(batches, keys, workers=0):
         seen = show(batch.to(device))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from data.loading import BatchKey, Readable, visual_loader
+from data.loading import Readable, in_order, visual_loader
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoding import Hypothesis, beam_search, greedy, sample
@@ -47,7 +47,7 @@ def caption_rows(
 
     A beam gives `beam_size` captions an image, sampling `samples`, anything else one.
     """
-    keys = [BatchKey(0, list(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
+    keys = in_order(rows, batch_size)
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
     for key, chunk in zip(keys, chunks, strict=True):
         yield from caption_batch(captioner, vocabulary, chunk, decoding, precision, seed=key.rows[0])

@@ -16,7 +16,7 @@ from data.datasets import DATASETS, CaptionDataset, load_dataset, without_broken
 from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
 from data.files import making
-from data.loading import BatchKey, Content, ImageFiles, Readable, Regions, Visuals, visual_loader
+from data.loading import Content, ImageFiles, Readable, Regions, Visuals, in_order, visual_loader
 from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
@@ -148,7 +148,7 @@ def frozen_features(
     with making(path) as missing:
         if missing:
             size = max(1, config.model.encoder.batch_size // views)  # images, of which the encoder sees all views
-            keys = [BatchKey(0, list(range(i, min(i + size, len(images))))) for i in range(0, len(images), size)]
+            keys = in_order(range(len(images)), size)
             chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
             look = encode_mean if averaged else encode_views
             encode_all = partial(look, encoder, precision=precision, views=views)

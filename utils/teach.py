@@ -12,7 +12,7 @@ import torch
 
 from data.errors import UserError
 from data.files import check_writable
-from data.loading import BatchKey, CaptionBatches, loader
+from data.loading import CaptionBatches, in_order, loader
 from data.soft_targets import Said, write_soft_targets
 from models.pooling import Visual
 from utils.config import load_config
@@ -74,7 +74,7 @@ class Unseen:
 
 def ask(teacher: Teacher, batches: CaptionBatches, device: torch.device) -> Iterator[Said]:
     """What a teacher says of every caption, image by image."""
-    keys = [BatchKey(0, batches.rows[i : i + IMAGES]) for i in range(0, len(batches.rows), IMAGES)]
+    keys = in_order(batches.rows, IMAGES)
     for batch in track(loader(batches, keys, 0), len(keys), "soft targets"):
         log_p = teacher(batch.to(device), 0).log_softmax(-1)
         for (row, tokens), values in zip(captions_of(batch), log_p, strict=True):
