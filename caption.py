@@ -82,6 +82,7 @@ from data.images import IMAGE_SUFFIXES
 from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
 from models.pooling import together
+from models.runtime import translated
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import with_decoding
 from utils.devices import best_device, choose_precision
@@ -139,11 +140,13 @@ def main(arguments: argparse.Namespace) -> None:
         if len(left) < len(mine):
             print(f"going on after {len(mine) - len(left)} of {len(mine)} images", file=sys.stderr)
         panels: list[Panel] = []
-        for row in caption_files(checkpoint, left, tiling, query, journal, panels if picture else None):
-            if "error" in row and len(files) > 1:
-                print(f"left out: {one_line(row['error'])}", file=sys.stderr)
-            elif output is None and not query and "caption" in row:
-                print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
+        precision = choose_precision("auto", best_device())
+        with translated(checkpoint.captioner.encoder, len(left) * checkpoint.config.decoding.views, precision):
+            for row in caption_files(checkpoint, left, tiling, query, journal, precision, panels if picture else None):
+                if "error" in row and len(files) > 1:
+                    print(f"left out: {one_line(row['error'])}", file=sys.stderr)
+                elif output is None and not query and "caption" in row:
+                    print(f"{one_line(row['file'])}: {one_line(row['caption'])}", flush=True)
         if world > 1:
             from accelerate import PartialState  # here: it takes seconds, and one process does without it
 
@@ -201,6 +204,7 @@ def caption_files(
     tiling: Tiling | None,
     query: Query | None,
     journal: Journal,
+    precision: str,
     panels: list[Panel] | None,
 ) -> Iterator[Row]:
     """A row for each image or tile: its caption, the error that it could not be read for, or that it is empty.
@@ -208,7 +212,6 @@ def caption_files(
     A batch's rows are in the journal before they are given out. The first `PICTURED` images are put into `panels`.
     """
     captioner = checkpoint.captioner
-    precision = choose_precision("auto", best_device())
     content: Content
     if tiling:
         content = SceneTiles(files, checkpoint.preprocessing, tiling)

@@ -1,5 +1,6 @@
 """CNN encoders: images to a grid of features."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -29,6 +30,7 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    translation: Callable[[Tensor], Tensor] | None = None  # what it looks through for a while (models/runtime.py)
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, N, D] of uint8 images [B, 3, H, W]."""
+        if self.translation is not None:
+            return self.translation(images)
         scaled = (images.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
         scaled = scaled.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs, no slower elsewhere
         if isinstance(self.backbone, nn.Sequential):

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from models.captioner import Captioner
 from models.decoder import Decoder, Regions, State
 from models.decoding import beam_search
 from models.pooling import Visual
+from models.runtime import open_session, run
 from models.tokens import END, PAD, START, UNK
 from models.views import mean_over_views, turned
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
@@ -72,7 +74,7 @@ class ExportedDecoder:
     """step.onnx with `Decoder`'s methods, for `beam_search`; `initial` is what encoder.onnx gave as the first state."""
 
     def __init__(self, path: Path, initial: State) -> None:
-        self.session, self.initial = _session(path), initial
+        self.session, self.initial = open_session(path), initial
 
     def start(self, regions: Regions) -> State:
         """The first state of each image."""
@@ -82,7 +84,7 @@ class ExportedDecoder:
         """As `Decoder.step`; step.onnx takes one caption an image, so that those with several are repeated."""
         looked_at = (part.repeat_interleave(len(tokens) // len(part), 0) for part in (regions.keys, regions.values))
         given = dict(zip((*REGIONS, *STATE, "tokens"), (*looked_at, *state, tokens), strict=True))
-        logits, hidden, cell, attention = _run(self.session, **given)
+        logits, hidden, cell, attention = run(self.session, **given)
         return logits, State(hidden, cell), attention
 
 
@@ -96,6 +98,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError("a captioner that a head tells what to say cannot be exported; step.onnx has no place for it")
     if folder.exists():
         raise UserError(f"{folder} is there already; name another folder")
+    if find_spec("onnxscript") is None:
+        raise UserError("exporting needs pip install -r requirements-export.txt")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     draft.mkdir(parents=True)
     try:
@@ -151,7 +155,7 @@ def _compare(checkpoint: Checkpoint, folder: Path) -> None:
     scenes = np.stack([generate_scene(2, index, max(size, 32)).image for index in range(SCENES)])
     images = torch.from_numpy(scenes).permute(0, 3, 1, 2).contiguous()
     regions = checkpoint.captioner.regions(Visual(images), decoding.views)
-    keys, values, hidden, cell = _run(_session(folder / "encoder.onnx"), images=images)
+    keys, values, hidden, cell = run(open_session(folder / "encoder.onnx"), images=images)
     decoder: Any = ExportedDecoder(folder / "step.onnx", State(hidden, cell))
     bounds = (decoding.beam_size, decoding.max_words, decoding.length_penalty)
     ours = beam_search(checkpoint.captioner.decoder, regions, *bounds)
@@ -160,18 +164,6 @@ def _compare(checkpoint: Checkpoint, folder: Path) -> None:
         if one[0].tokens != other[0].tokens or abs(one[0].score - other[0].score) > TOLERANCE:
             said = " / ".join(" ".join(checkpoint.vocabulary.decode(found[0].tokens)) for found in (one, other))
             raise UserError(f"the exported captioner says something else ({said}); nothing was written")
-
-
-def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("exporting needs pip install -r requirements-export.txt") from None
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def _run(session: Any, **given: Tensor) -> list[Tensor]:
-    return [torch.from_numpy(out) for out in session.run(None, {name: value.numpy() for name, value in given.items()})]
 
 
 def main() -> None:

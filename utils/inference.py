@@ -12,6 +12,7 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoding import Hypothesis, beam_search, greedy, sample
 from models.pooling import Visual
+from models.runtime import translated
 from utils.config import DecodingConfig
 from utils.devices import autocast
 from utils.progress import track
@@ -49,8 +50,9 @@ def caption_rows(
     """
     keys = in_order(rows, batch_size)
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
-    for key, chunk in zip(keys, chunks, strict=True):
-        yield from caption_batch(captioner, vocabulary, chunk, decoding, precision, seed=key.rows[0])
+    with translated(captioner.encoder, len(rows) * decoding.views, precision):
+        for key, chunk in zip(keys, chunks, strict=True):
+            yield from caption_batch(captioner, vocabulary, chunk, decoding, precision, seed=key.rows[0])
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from data.regions import RegionFinder, RegionSpec
 from data.synthetic import VERSION, write_dataset
 from data.transforms import Preprocessing
 from models.encoder import Encoder
+from models.runtime import translated
 from models.views import mean_over_views, turned
 from utils.config import Config
 from utils.devices import autocast
@@ -152,7 +153,8 @@ def frozen_features(
             chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
             look = encode_mean if averaged else encode_views
             encode_all = partial(look, encoder, precision=precision, views=views)
-            build_store(path, chunks, len(images), encode_all, description)
+            with translated(encoder, len(images) * views, precision):
+                build_store(path, chunks, len(images), encode_all, description)
     return FeatureStore(path, config.seed)
 
 

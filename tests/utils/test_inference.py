@@ -13,6 +13,7 @@ from models.encoder import Encoder
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.pooling import Visual
+from models.runtime import open_session
 from utils.config import DecodingConfig
 from utils.inference import Caption, caption_rows
 
@@ -53,6 +54,31 @@ def test_every_method_captions_every_row_in_order(captioner: Captioner, method: 
     if method != "sample":  # what is drawn depends on the batch, what is searched does not
         for row, beams in zip(rows, found, strict=True):
             assert captions(captioner, [row], 1, method=method, beam_size=3)[0][0].words == beams[0].words
+
+
+class Images:
+    def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
+        rng = torch.Generator().manual_seed(0)
+        return Visual(torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8, generator=rng)[list(rows)])
+
+
+def test_many_images_are_looked_at_through_onnx_runtime(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    decoding = DecodingConfig(max_words=6, beam_size=2, views=8)
+
+    def session(*args: object) -> object:
+        opened.append(args)
+        return open_session(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("models.runtime.open_session", session)
+    plain, swift = (
+        list(caption_rows(captioner, VOCABULARY, Images(), range(count), decoding, "fp32", 8))[:5] for count in (5, 32)
+    )
+    assert len(opened) == 1  # for 32 images in 8 views each, in batches of 8
+    for one, other in zip(plain, swift, strict=True):
+        assert [caption.words for caption in one] == [caption.words for caption in other]
+        # float32 added up in another order
+        np.testing.assert_allclose(one[0].score, other[0].score, rtol=1e-4)
 
 
 def test_temperature_reaches_sampling(captioner: Captioner) -> None:

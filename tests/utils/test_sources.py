@@ -36,8 +36,12 @@ def config(scenes: Path, tmp_path: Path) -> Config:
     return parse_config({"data_root": str(scenes), "data": data, "model": {"encoder": {"batch_size": 8}}}, "test")
 
 
+@pytest.mark.parametrize("many", [1, 1000])  # images from which on ONNX Runtime looks
 @torch.inference_mode()
-def test_the_store_holds_what_the_encoder_sees_of_every_view(config: Config, encoder: Encoder) -> None:
+def test_the_store_holds_what_the_encoder_sees_of_every_view(
+    config: Config, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr("models.runtime.MANY", many)
     dataset = open_dataset(config)
     images = dataset.split("train")
     store = frozen_features(config, dataset, images, encoder, "fp32", VIEWS)
