@@ -39,6 +39,7 @@ from data.transforms import Preprocessing
 from models.decoding import beam_search
 from models.encoder import Encoder
 from models.pooling import pool_regions
+from models.runtime import translated
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.devices import autocast, keep_freed_memory
 from utils.sources import encode
@@ -161,14 +162,13 @@ def features(seconds: float) -> Iterator[Row]:
         return sum(len(encode(encoder, images, PRECISION)) for images in visual_loader(files, keys, workers=0))
 
     def theirs() -> float:
-        with torch.no_grad():
-            batches = (torch.stack([as_tensor(path) for path in paths[k.rows[0] : k.rows[-1] + 1]]) for k in keys)
-            return sum(len(yardstick.encode(usual, images)) for images in batches)
+        batches = (torch.stack([as_tensor(path) for path in paths[k.rows[0] : k.rows[-1] + 1]]) for k in keys)
+        return sum(len(yardstick.encode(usual, images)) for images in batches)
 
-    rates = taking_turns(ours, theirs, seconds)
     images = files.read(keys[0].rows)
     spent = flops(lambda: encode(encoder, images, PRECISION)) / len(images)
-    with torch.no_grad():
+    with torch.no_grad(), translated(encoder, TRAIN, PRECISION):
+        rates = taking_turns(ours, theirs, seconds)
         exact = yardstick.encode(usual, images)
         off = float((encode(encoder, images, PRECISION) - exact).norm() / exact.norm())
     note = f"features differ by {off:.1e} of their norm; reading JPEGs alone: {limits().jpegs:.0f}/s"
@@ -202,7 +202,9 @@ def regions(seconds: float) -> Iterator[Row]:
     images = few.read(range(32))
     features = encode(encoder, images, PRECISION).float()
     for kind in ("slic", "felzenszwalb", "selective_search"):
-        extracted = len(images) / best(lambda: encode(encoder, images, PRECISION), 5)
+        with translated(encoder, TRAIN, PRECISION):
+            encode(encoder, images, PRECISION)  # translates it
+            extracted = len(images) / best(lambda: encode(encoder, images, PRECISION), 5)
         found = find_all(many, RegionFinder(RegionSpec(kind), 7))
         next(found)  # all processes have started
         began = time.perf_counter()
