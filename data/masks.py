@@ -103,3 +103,9 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the HDF5 file to write")
     arguments = parser.parse_args()
     print(f"{arguments.target}: masks of {convert(arguments.folder, arguments.target)} images")
+
+
+if __name__ == "__main__":
+    from utils.files import run_program  # as a program it stands above the rooms
+
+    run_program(main)

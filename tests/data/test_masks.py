@@ -1,4 +1,5 @@
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from data import masks as program
 from data.errors import UserError
 from data.masks import convert, mask_files, read_masks
 
+ROOT = Path(__file__).resolve().parents[2]
 MASKS = np.random.default_rng(0).random((3, 6, 6)) < 0.4
 
 
@@ -32,7 +33,8 @@ def sam(tmp_path: Path) -> Path:
 def test_sam_is_converted_mask_by_mask(sam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "masks.h5"
     monkeypatch.setattr(sys, "argv", ["data.masks", str(sam), str(target)])
-    program.main()
+    monkeypatch.setattr("utils.files.stop_at_once", lambda: None)  # the tests' own signals stay as they are
+    runpy.run_path(str(ROOT / "data" / "masks.py"), run_name="__main__")
     np.testing.assert_array_equal(read_masks(target, "airport_1", 6), MASKS)
     assert h5py.File(target)["beach_2"][:].tolist() == [[[1, 0], [1, 0], [0, 0]]]
     assert mask_files(target) == [target]
