@@ -29,7 +29,7 @@ def unpack_parquet(root: Path, spec: DatasetSpec, cache: Path) -> Path:
     (`data/valid-00000-of-00001.parquet`, `default/test/0000.parquet`). Image files are written as they are, without
     the folder that `filename` puts before them. Returns the folder; does nothing where it is there already.
 
-    Raises `UserError` naming the file where a column or a split is not to be found.
+    Raises `UserError` naming the file where a column or a split is not to be found, or captions are no list of texts.
     """
     files = find_parquet(root)
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -87,7 +87,10 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], bytes]]:
                     name = PurePosixPath(row["filename"].replace("\\", "/")).name
                     if name in ("", "..") or not isinstance(content, bytes):
                         raise UserError(f"{path}: {row['filename']!r} has no name or no image bytes; fetch it again")
-                    yield name, list(row["captions"]), content
+                    captions = row["captions"]
+                    if not (isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)):
+                        raise UserError(f"{path}: captions of {row['filename']!r} are no list of texts; make them one")
+                    yield name, captions, content
     except (pyarrow.ArrowException, KeyError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path}: no filename, captions and image to be read from it ({reason})") from None
