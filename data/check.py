@@ -1,7 +1,7 @@
 """Check a data set before training on it: python -m data.check DIR [--sheet F.png].
 
 DIR holds annotations beside a folder of images, or parquet files (data/parquet.py), which are unpacked first, to where
-training looks for them.
+training on RSICD looks for them; other data sets are unpacked once more as they are trained on.
 Every problem is listed, not only the first, and some images are drawn with their first captions on one sheet to look
 at. Exit code 0: nothing stands in the way of training; 1: problems were found.
 """
