@@ -50,6 +50,7 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
+from data.files import check_writable
 from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, printed, score_captions
@@ -71,6 +72,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Caption the split or read the results, score, print, write."""
     if arguments.results and arguments.dataset is None:
         raise UserError("--results needs --dataset NAME, the annotations to score against")
+    for output in filter(None, (arguments.output, arguments.report)):
+        check_writable(Path(output))
     path = None if arguments.results else Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(path) if path else None
     config = with_data(checkpoint.config if checkpoint else Config(), arguments)
