@@ -74,6 +74,8 @@ def build_store(
 class Store:
     """A file that `new_store` made, opened at the first read, so that each worker has a handle of its own."""
 
+    remedy = "delete it to have it made anew"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: h5py.File | None = None
@@ -85,7 +87,7 @@ class Store:
                 self._file = h5py.File(self.path, "r")
             return self._file[name]
         except (OSError, KeyError):
-            raise UserError(f"{self.path}: not a readable store of {name}; delete it to have it made anew") from None
+            raise UserError(f"{self.path}: not a readable store of {name}; {self.remedy}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}

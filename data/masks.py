@@ -59,7 +59,9 @@ def _stored(source: Path, name: str) -> tuple[np.ndarray, str]:
 
 
 def mask_files(source: Path) -> list[Path]:
-    """The files that `read_masks` reads from: `source` itself, or what lies in the folder."""
+    """The files that `read_masks` reads from: `source`, or what lies in the folder; `UserError` where there is none."""
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file of masks; make them, or check regions.masks")
     if not source.is_dir():
         return [source]
     return sorted(path for path in source.iterdir() if path.suffix in (".npz", ".png"))

@@ -61,6 +61,8 @@ def write_soft_targets(
 class SoftTargets(Store):
     """Reads what `write_soft_targets` wrote. `UserError` where the file is none of soft targets."""
 
+    remedy = "write it with python -m utils.teach"
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
@@ -82,7 +84,7 @@ class SoftTargets(Store):
             raise
         except Exception as error:  # whatever a stranger's file leads to
             reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{path}: not a file of soft targets ({reason}); write it with utils.teach") from None
+            raise UserError(f"{path}: not a file of soft targets ({reason}); {self.remedy}") from None
 
     def check(self, captions: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """`UserError` unless the file holds each of these captions, (file name, tokens)."""
@@ -90,7 +92,7 @@ class SoftTargets(Store):
             if (name, tokens) not in self._places:
                 text = " ".join(self.vocabulary.decode(tokens))
                 raise UserError(
-                    f"{self.path}: holds no soft targets of {name}, {text[:60]!r}; write it with utils.teach from the "
+                    f"{self.path}: holds no soft targets of {name}, {text[:60]!r}; {self.remedy} from the "
                     "captions that the run trains on"
                 )
 
@@ -102,10 +104,10 @@ class SoftTargets(Store):
         place = self._places[filename, tokens]
         likely, log_p = (torch.from_numpy(self.records(name)[place]) for name in ("words", "log_p"))
         if len(likely) and not 0 <= likely.min() <= likely.max() < len(self.vocabulary):
-            raise UserError(f"{self.path}: names words that its vocabulary has not; write it with utils.teach")
+            raise UserError(f"{self.path}: names words that its vocabulary has not; {self.remedy}")
         log_p = log_p.float()
         if not ((log_p <= 0) & log_p.isfinite()).all():
-            raise UserError(f"{self.path}: holds numbers that are no log p; write it with utils.teach")
+            raise UserError(f"{self.path}: holds numbers that are no log p; {self.remedy}")
         others = max(1, len(self.vocabulary) - likely.shape[1])
         rest = (1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=LEAST) / others
         return rest.log().expand(-1, len(self.vocabulary)).scatter(1, likely.long(), log_p)

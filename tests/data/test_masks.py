@@ -38,6 +38,8 @@ def test_sam_is_converted_mask_by_mask(sam: Path, tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(read_masks(target, "airport_1", 6), MASKS)
     assert h5py.File(target)["beach_2"][:].tolist() == [[[1, 0], [1, 0], [0, 0]]]
     assert mask_files(target) == [target]
+    with pytest.raises(UserError, match=r"nope\.h5: no such .* of masks; .* check regions\.masks"):
+        mask_files(tmp_path / "nope.h5")
     with pytest.raises(UserError, match="no masks of port_3"):
         read_masks(target, "port_3", 6)
 

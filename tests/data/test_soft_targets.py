@@ -110,7 +110,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, damage: object) -> 
     path = tmp_path / "said.h5"
     written(path, 2)
     damage(path)  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"said\.h5: ") as error:
+    with pytest.raises(UserError, match=r"said\.h5: .*; write it with python -m utils\.teach") as error:
         targets = SoftTargets(path)
         targets.check(CAPTIONS)
         for name, tokens in CAPTIONS:
