@@ -71,6 +71,14 @@ def test_an_epoch_shows_every_image_once_over_all_processes(world: int) -> None:
     assert parts[0] != data.epoch(4, 5, seed=1, rank=0, world=world)
 
 
+def test_no_process_goes_without_a_batch() -> None:
+    data = batches(10)
+    assert [len(data.epoch(0, 5, seed=0, rank=rank, world=2)) for rank in range(2)] == [1, 1]
+    for rank in range(3):  # whichever it is, so that none waits for the others
+        with pytest.raises(UserError, match=r"2 batches for 3 processes; lower train\.batch_size or the number of"):
+            data.epoch(0, 5, seed=0, rank=rank, world=3)
+
+
 def test_batches_hold_captions_of_like_length() -> None:
     data = batches(640)
     padded = real = 0
