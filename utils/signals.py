@@ -1,12 +1,14 @@
 """SIGTERM, a closed terminal and Ctrl-C end a program at once or, in a block, only where nothing is half-done."""
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+ECHO = 2.0  # seconds: one Ctrl-C comes from the terminal and again from ablate.py, and GNU's timeout signals twice
 
 
 class Stopped(BaseException):
@@ -31,7 +33,7 @@ def stop_at_once() -> None:
 class SafePoints:
     """A block that a signal ends between the items of `between` or at its own end, and nowhere else.
 
-    A second signal raises KeyboardInterrupt at once.
+    A second signal raises KeyboardInterrupt at once, but for one within `ECHO` of the first: that is the same wish.
 
     Args:
         stop: called where a signal ends the block; what it returns becomes the text of `Stopped`.
@@ -41,6 +43,7 @@ class SafePoints:
     def __init__(self, stop: Callable[[], str], heed: bool = True) -> None:
         self._stop, self._heed = stop, heed
         self._heard: int | None = None
+        self._when = 0.0
 
     def __enter__(self) -> "SafePoints":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -65,6 +68,8 @@ class SafePoints:
             yield item
 
     def _hear(self, number: int, _: FrameType | None) -> None:
-        if self._heard is not None:
+        now = time.monotonic()
+        if self._heard is None:
+            self._heard, self._when = number, now
+        elif now - self._when > ECHO:
             raise KeyboardInterrupt
-        self._heard = number
