@@ -1,5 +1,6 @@
 """A run's folder: opened at the start, kept up to date, shown at the end; and what a run says meanwhile."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -42,7 +43,8 @@ STATE = "last/state.safetensors"
 class Progress:
     """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler.
 
-    `seconds` are those of training alone, in all processes that went on with the run one after another.
+    `seconds` are those of training alone, in all processes that went on with the run one after another. `processes` is
+    how many train together, on which it depends what a step is of (None: a run of before this was kept).
     """
 
     epoch: int = 0
@@ -52,6 +54,7 @@ class Progress:
     lines: int = 0
     seconds: float = 0.0
     scaler: dict[str, float] | None = None
+    processes: int | None = None
 
     @classmethod
     def resumed(
@@ -62,10 +65,20 @@ class Progress:
         accelerator: Accelerator,
         console: Console,
     ) -> "Progress":
-        """A run at its start, or where it was last saved; captioner, optimizer and scaler are then put back, too."""
+        """A run at its start, or where it was last saved; captioner, optimizer and scaler are then put back, too.
+
+        `UserError` where another number of processes saved it: their steps are of other batches.
+        """
+        now = accelerator.num_processes
         if not (run_dir / STATE).exists():
-            return cls()
+            return cls(processes=now)
         progress = cls(**load_state(run_dir / STATE, captioner, optimizer))
+        if progress.processes not in (None, now):
+            raise UserError(
+                f"{run_dir / STATE}: processes that train together were {progress.processes} and are {now}; go on with "
+                "as many, or choose another --output-dir"
+            )
+        progress.processes = now
         if accelerator.scaler and progress.scaler:
             accelerator.scaler.load_state_dict(progress.scaler)
         console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
@@ -88,7 +101,10 @@ class Progress:
 
 
 def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dict[str, Any]) -> Path:
-    """The run's folder, with config.yaml and origin.json in it; one that holds a run is only taken with --resume."""
+    """The run's folder, with config.yaml and origin.json in it; one that holds a run is only taken with --resume.
+
+    `UserError` where that run had another recipe or other data.
+    """
     named = config.output_dir or (new_folder(config.dataset) if accelerator.is_main_process else None)
     run_dir = Path(broadcast_object_list([named])[0])
     written = run_dir / "config.yaml"
@@ -96,6 +112,7 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
         if not resume:
             raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
         check_same_recipe(written, config)
+        check_same_data(run_dir / "origin.json", origin)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process and not written.exists():
         write_json(run_dir / "origin.json", origin)
@@ -131,6 +148,20 @@ def check_same_recipe(written: Path, config: Config) -> None:
     if changed := [key for key in differing if not key.startswith(FREE_ON_RESUME)]:
         was = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
         raise UserError(f"{written}: a run goes on with its own recipe, but {was}; choose another --output-dir")
+
+
+def check_same_data(written: Path, origin: Mapping[str, Any]) -> None:
+    """`UserError` naming the splits that differ where the run that `written` (its origin.json) is of saw other data."""
+    try:
+        before = json.loads(written.read_text(encoding="utf-8"))["data_sha256"]
+        changed = [split for split, digest in origin["data_sha256"].items() if before.get(split) != digest]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{written}: does not say what data the run is of; choose another --output-dir") from None
+    if changed:
+        raise UserError(
+            f"{written}: a run goes on with its own data, but file names or captions of {', '.join(changed)} differ; "
+            "check --data-root, or choose another --output-dir"
+        )
 
 
 def keep_best(

@@ -1,12 +1,21 @@
-"""Run folders: each run has its own."""
+"""Run folders: each run has its own, and goes on with what it began with."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.console import Console
 
-from utils.runs import new_folder
+from data.errors import UserError
+from utils.checkpoint import save_state
+from utils.config import Config
+from utils.runs import STATE, Progress, new_folder, open_run
 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(
@@ -17,3 +26,41 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(
         folders = list(pool.map(new_folder, ["RSICD"] * 40))
     assert len(set(folders)) == 40 and all(Path(folder).is_dir() for folder in folders)
     assert all(re.fullmatch(r"runs/RSICD-\d{8}-\d{6}(-\d+)?", folder) for folder in folders)
+
+
+def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)  # it is one for the whole process, and other tests asked for bf16
+    accelerator = Accelerator(cpu=True)
+    config = Config(output_dir=str(tmp_path / "run"))
+    moved = config.model_copy(update={"data_root": "elsewhere"})
+    origin = {"data_sha256": {"train": "a", "val": "b"}}
+    assert open_run(config, False, accelerator, origin) == open_run(moved, True, accelerator, origin)
+    with pytest.raises(UserError, match=r"origin\.json: .* captions of val differ; check --data-root, or"):
+        open_run(moved, True, accelerator, {"data_sha256": {"train": "a", "val": "c"}})
+    for left in ("{}", "[", "[]"):
+        (tmp_path / "run" / "origin.json").write_text(left)
+        with pytest.raises(UserError, match=r"origin\.json: does not say"):
+            open_run(config, True, accelerator, origin)
+
+
+def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
+    model: Any = torch.nn.Linear(2, 2)
+    # one without a state: to make one of its own takes torch seconds
+    optimizer: Any = SimpleNamespace(state_dict=lambda: {"state": {}, "param_groups": []}, load_state_dict=len)
+
+    tracker: Any = SimpleNamespace(lines=0)
+
+    def among(processes: int) -> Any:
+        return SimpleNamespace(num_processes=processes, scaler=None)
+
+    def resumed(processes: int) -> Progress:
+        return Progress.resumed(tmp_path, model, optimizer, among(processes), Console(quiet=True))
+
+    begun = resumed(2)
+    begun.save(tmp_path, model, optimizer, among(2), tracker)
+    assert resumed(2) == begun
+    for other in (1, 3):
+        with pytest.raises(UserError, match=rf"were 2 and are {other}; go on with as many, or choose another --output"):
+            resumed(other)
+    save_state(tmp_path / STATE, model, optimizer, {"step": 3})  # as it was before processes were counted
+    assert resumed(2) == Progress(step=3, processes=2)
