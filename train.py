@@ -198,6 +198,8 @@ def build_model(
     set_seed(config.seed)  # again: a decoder begins the same with whatever heads
     modules = {name: head.module for name, head in data.heads.items()}
     captioner = build_captioner(config, encoder, len(data.vocabulary), data.channels, modules).to(encoder.mean.device)
+    if config.model.encoder.trainable:
+        encoder.freeze_unused(config.data.size)
     if init:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())
         for name, head in init.captioner.heads.items():

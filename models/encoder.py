@@ -1,7 +1,7 @@
 """CNN encoders: images to a grid of features."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -94,13 +94,29 @@ class Encoder(nn.Module):
             return features.flatten(2).transpose(1, 2)
         return features.flatten(1, 2)
 
+    def freeze_unused(self, size: int) -> None:
+        """No gradient for parameters that features of `size` x `size` images do not depend on, as a classifier's norm.
+
+        None would come, and several processes that train together wait for each one that is announced.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        features = self._look(size).sum()
+        used = torch.autograd.grad(features, trained, allow_unused=True) if features.requires_grad else ()
+        for parameter, gradient in zip_longest(trained, used):
+            parameter.requires_grad_(gradient is not None)
+
     @torch.no_grad()
     def output_shape(self, size: int) -> tuple[int, int]:
         """(N, D) of the features of `size` x `size` images."""
+        features = self._look(size)
+        return features.shape[1], features.shape[2]
+
+    def _look(self, size: int) -> Tensor:
+        """Features of a black image, in evaluation mode: nothing is drawn at random."""
         training = self.training
         features = self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
         self.train(training)
-        return features.shape[1], features.shape[2]
+        return features
 
 
 # timm and torchvision take seconds to import, and the encoder that ships does without them

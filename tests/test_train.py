@@ -17,7 +17,7 @@ from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.pooling import Visual
-from train import learning_rate, open_data, parse_arguments, train_step
+from train import build_model, learning_rate, open_data, parse_arguments, train_step
 from utils.config import load_config
 
 SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
@@ -96,6 +96,21 @@ def test_heads_begin_the_same_whether_or_not_features_had_to_be_made(scenes: Pat
     made, found, other = head(0), head(0), head(1)
     assert all(torch.equal(made[name], found[name]) for name in made)
     assert not all(torch.equal(made[name], other[name]) for name in made)
+
+
+def test_all_that_is_announced_for_training_is_trained(scenes: Path, tmp_path: Path) -> None:
+    """Several processes wait for each such gradient, and this encoder has a norm that its features do not pass."""
+    words = ["--dataset", "RSICD", "--data-root", str(scenes), f"data.cache_dir={tmp_path}", "data.size=32"]
+    words += ["model.encoder.trainable=true", "model.encoder.frozen_stages=1", "model.decoder.width=16"]
+    config = load_config(parse_arguments(words))
+    data = open_data(config, [], Encoder("test_convnext"), None, "fp32")
+    model, _ = build_model(config, data, Encoder("test_convnext"), None)
+    batch = data.batches["train"][BatchKey(0, [0, 1])]
+    model.train()(batch.visuals, batch.tokens[:, :-1], batch.image_of).logits.sum().backward()
+    named = dict(model.named_parameters())
+    assert not [name for name, parameter in named.items() if parameter.requires_grad and parameter.grad is None]
+    spared = {name for name, parameter in named.items() if not parameter.requires_grad}
+    assert {"encoder.backbone.stem.0.weight", "encoder.backbone.head.norm.weight"} < spared < set(named)
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -97,6 +97,18 @@ def test_stages_that_are_frozen_get_no_gradient(name: str, first_trained: str) -
         encoder.freeze(99)
 
 
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [("resnet18", set()), ("test_convnext", {"backbone.head.norm.weight", "backbone.head.norm.bias"})],
+)
+def test_what_features_pass_by_gets_no_gradient(name: str, unused: set[str]) -> None:
+    encoder, drawn = Encoder(name), torch.get_rng_state()
+    encoder.freeze_unused(64)
+    assert torch.equal(torch.get_rng_state(), drawn) and encoder.training
+    assert {key for key, parameter in encoder.named_parameters() if not parameter.requires_grad} == unused
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
 def test_features_and_images_take_the_same_way() -> None:
     model = captioner(trainable=False).eval()
     images, tokens = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.ones(2, 4, dtype=torch.long)
