@@ -18,6 +18,8 @@ REQUIREMENTS := -r requirements.txt -r requirements-dev.txt
 run: setup
 	$(VENV)/bin/python train.py
 
+# so that Python compiles the libraries once, and not in every process that the tests start
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(VENV)/bin/python -m pytest
 

@@ -150,11 +150,13 @@ def survive(folder: Path, kills: int, seed: int, options: tuple[str, ...] = ()) 
     number = 0
     while survived.total() < kills:
         name = f"killed-{number}"
-        while survived.total() < kills and (found := kill(runs, name, draw, duration)):
+        while found := kill(runs, name, draw, duration):
             survived[found] += 1
             print(f"{survived.total()} {found[0]}", file=sys.stderr)
-        status = os.waitpid(runs.start(name), 0)[1]
-        assert status == 0, runs.errors(name)
+            if survived.total() == kills:
+                status = os.waitpid(runs.start(name), 0)[1]
+                assert status == 0, runs.errors(name)
+                break
         check_same(folder / "whole", folder / name)
         assert not list((folder / name).rglob("*.unfinished"))
         number += 1

@@ -47,10 +47,13 @@ def one_epoch(scenes: Path, folder: Path) -> list[str | Path]:
     return ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", folder, "--epochs", "1"]
 
 
-def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user would, in a process of its own and an empty folder."""
+def start(
+    name: str, *arguments: str | Path, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program as a user would, in a process of its own and an empty folder, with environment `variables`."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTHON"))}
+    environment |= variables
     with tempfile.TemporaryDirectory() as elsewhere:
         return subprocess.run(
             command, cwd=cwd or elsewhere, env=environment, capture_output=True, text=True, timeout=300

@@ -37,6 +37,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
 ELSEWHERE = {
     r"weights=hub|data\.fetch|mode=online": "wants the network; tests/data/test_fetch.py has a server of its own",
     r"^python app\.py": "tests/test_app.py",
+    r"utils\.export|onnx_captions": "tests/utils/test_export.py",
     r"^(torchrun|accelerate)": "tests/test_scenes.py and tests/test_recipes.py run two processes",
     r"^python (ablate\.py|-m benchmarks)|--config|reproduce_rsicd": "trains for long; has tests of its own",
     r"^(make|pip|git|uv)": "sets things up",
@@ -101,8 +102,6 @@ def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, *words = shlex.split(command)
     if words[0] == "train.py" or words[0].endswith(("add_a_loss.py", "add_an_encoder.py")):
         words += TINY if "encoder" not in words[0] else [word for word in TINY if "model.encoder" not in word]
-    if words[1:2] == ["utils.export"] and "--checkpoint" not in words:
-        words += ["--checkpoint", "RUN/best.safetensors"]
     if words[0] == "eval.py" and "--split" not in words:
         words += ["--split", "val"]
     monkeypatch.chdir(desk)

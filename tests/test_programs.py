@@ -99,14 +99,29 @@ def tensors_equal(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def evaluated(scenes: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What `--output` holds, and under "page" what `--report` does."""
     output = tmp_path_factory.mktemp("eval") / "result.json"
-    arguments: Words = ["--checkpoint", run_dir / "best.safetensors", "--dataset", "RSICD", "--data-root", scenes]
-    done = start("eval.py", *arguments, "--split", "val", "--output", output)
+    report = output.with_name("page.html")
+    checkpoint = run_dir / "best.safetensors"
+    call("eval", "--checkpoint", checkpoint, *val_of(scenes), "--output", output, "--report", report)
+    return {**json.loads(output.read_text()), "page": report.read_text()}
+
+
+def val_of(scenes: Path) -> Words:
+    return ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
+
+
+def test_without_java_all_but_meteor_is_there(evaluated: dict, scenes: Path, run_dir: Path, tmp_path: Path) -> None:
+    output, empty = tmp_path / "result.json", tmp_path / "bin"
+    empty.mkdir()
+    words = ["--checkpoint", run_dir / "best.safetensors", *val_of(scenes), "--output", output]
+    done = start("eval.py", *words, PATH=str(empty), JAVA_HOME=str(empty))
     assert done.returncode == 0, done.stderr
-    result = json.loads(output.read_text())
-    for name, value in result["metrics"].items():
+    metrics = json.loads(output.read_text())["metrics"]
+    assert metrics == {name: value for name, value in evaluated["metrics"].items() if name != "METEOR"}
+    assert "METEOR is not there" in done.stdout
+    for name, value in metrics.items():
         assert f"{100 * value:.2f}" in done.stdout, name
-    return result
 
 
 def test_eval_gives_what_training_saw(evaluated: dict, run_dir: Path) -> None:
@@ -126,8 +141,7 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
     results, output = tmp_path / "captions.json", tmp_path / "scored.json"
     by_name = [{"image_id": row["filename"], "caption": row["caption"]} for row in evaluated["captions"]]
     results.write_text(json.dumps(by_name))
-    arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
-    call("eval", "--results", results, *arguments, "--output", output)
+    call("eval", "--results", results, *val_of(scenes), "--output", output)
     assert json.loads(output.read_text())["metrics"] == evaluated["metrics"]
 
     for entries, fault in (
@@ -138,20 +152,17 @@ def test_eval_scores_a_results_file_as_it_scored_the_captions(
     ):
         results.write_text(json.dumps(entries))
         with pytest.raises(UserError, match=fault) as caught:
-            call("eval", "--results", results, *arguments)
+            call("eval", "--results", results, *val_of(scenes))
         assert "\n" not in str(caught.value)
 
 
-def test_the_page_of_a_checkpoint_shows_where_it_looked(scenes: Path, run_dir: Path, tmp_path: Path) -> None:
-    checkpoint = run_dir / "best.safetensors"
-    data: Words = ["--dataset", "RSICD", "--data-root", scenes, "--split", "val"]
-    call("eval", "--checkpoint", checkpoint, *data, "--output", tmp_path / "r.json", "--report", tmp_path / "r.html")
-    result, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
+def test_the_page_of_a_checkpoint_shows_where_it_looked(evaluated: dict, run_dir: Path) -> None:
+    page, checkpoint = evaluated["page"], run_dir / "best.safetensors"
     assert page.count("data:image/jpeg") == page.count("data-attention") == page.count("<canvas") == 17 + 6
-    for value in (100 * result["metrics"]["CIDEr"], 100 * result["intervals"]["CIDEr"][0]):
+    for value in (100 * evaluated["metrics"]["CIDEr"], 100 * evaluated["intervals"]["CIDEr"][0]):
         assert f"{value:.2f}" in page
-    assert 0 <= result["diversity"]["self_cider_of_beam"] <= 1
-    protocol = result["protocol"]
+    assert 0 <= evaluated["diversity"]["self_cider_of_beam"] <= 1
+    protocol = evaluated["protocol"]
     assert protocol["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert protocol["beam_size"] == 2 and protocol["preprocessing"]["size"] == 96
 

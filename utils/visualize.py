@@ -110,7 +110,7 @@ def attention_figure(path: Path, rows: Sequence[Panel], columns: int = 14) -> No
             draw.text((centre, middle + PANEL // 2 + 4), f"{looked.max():.1f} ×", "black", _font(11), anchor="mt")
     _draw_legend(sheet, width, most)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet.save(buffer, "PNG", compress_level=1)  # a sixth larger, in a third of the time
     write_whole(path, buffer.getvalue())
 
 

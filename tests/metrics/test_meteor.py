@@ -1,7 +1,6 @@
 import random
 import shutil
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,8 @@ WORDS += ["café", "isn't", "st.", "building", "quickly"]
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[MeteorProcess]:
-    process = MeteorProcess()
-    yield process
-    process.close()
-    assert not process.alive
+def process() -> MeteorProcess:
+    return scoring._meteor_process()  # one for all: to start Java takes ten seconds of a core
 
 
 def corpus(images: int) -> tuple[list[str], list[list[str]]]:
