@@ -1,5 +1,6 @@
 """The public data sets of remote-sensing image captioning, each as one specification, loaded by one function."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -199,10 +200,17 @@ def _size_notes(images: list[AnnotatedImage], spec: DatasetSpec) -> list[str]:
 
 
 def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedImage]:
-    """The images with `filename` as it really lies under `image_root`: in its category's folder or flat."""
+    """The images with `filename` as it really lies under `image_root`: in its category's folder or flat.
+
+    One that lies in a folder is enough to keep the folders: others may be missing.
+    """
     flat = [replace(image, filename=image.filename.rpartition("/")[2]) for image in images]
-    unique = len({image.filename for image in flat}) == len(flat)
-    return images if not unique or any((image_root / image.filename).exists() for image in images[:1]) else flat
+    if len({image.filename for image in flat}) < len(flat):
+        return images
+    folders = {image.filename.rpartition("/")[0] for image in images} - {""}
+    there = {folder for folder in folders if os.path.isdir(image_root / folder)}  # first: they are few
+    nested = (image.filename for image in images if image.filename.rpartition("/")[0] in there)
+    return images if any(os.path.exists(image_root / name) for name in nested) else flat
 
 
 def _refuse_links(images: list[AnnotatedImage], image_root: Path) -> None:

@@ -51,19 +51,24 @@ def test_ucm_and_sydney(tmp_path: Path, name: str, folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["NWPU_images", "images"])
 @pytest.mark.parametrize("nested", [True, False])
-def test_nwpu_with_and_without_category_folders(tmp_path: Path, folder: str, nested: bool) -> None:
+@pytest.mark.parametrize("missing", [[], ["airplane_000.jpg"]])
+def test_nwpu_with_and_without_category_folders(
+    tmp_path: Path, folder: str, nested: bool, missing: list[str]
+) -> None:
+    """What is missing, the first of all images too, does not hide where the others lie."""
     document: dict[str, list[dict[str, object]]] = {"airplane": [], "beach": []}
     for category in document:
         where = tmp_path / folder / category if nested else tmp_path / folder
         where.mkdir(parents=True, exist_ok=True)
         for i, split in enumerate(("train", "val", "test")):
             filename = f"{category}_{i:03}.jpg"
-            Image.new("RGB", (8, 8)).save(where / filename)
+            if filename not in missing:
+                Image.new("RGB", (8, 8)).save(where / filename)
             document[category].append({"filename": filename, "imgid": i, "split": split, "raw": f"{category} {i}"})
     (tmp_path / "dataset_nwpu.json").write_text(json.dumps(document))
     dataset = load_dataset("NWPU", tmp_path)
     assert len(dataset.images) == 6
-    assert all(dataset.path(image).is_file() for image in dataset.images)
+    assert [dataset.path(i).name for i in dataset.images if not dataset.path(i).is_file()] == missing
     assert len({image.imgid for image in dataset.images}) == 6
 
 
