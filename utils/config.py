@@ -239,9 +239,9 @@ def load_config(arguments: argparse.Namespace) -> Config:
         "seed": arguments.seed,
         "train.epochs": arguments.epochs,
     }
-    path = Path(arguments.config) if arguments.config else recipe_of(arguments.dataset)
-    tree = read_yaml(path)
     settings = {key: value for key, value in flags.items() if value is not None} | read_overrides(arguments.overrides)
+    path = Path(arguments.config) if arguments.config else recipe_of(settings.get("dataset"))
+    tree = read_yaml(path)
     assign(tree, settings, "argument")
     return parse_config(tree, str(path), settings)
 
@@ -334,9 +334,9 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk("", config.model_dump(mode="json"))
 
 
-def recipe_of(dataset: str | None) -> Path:
-    """The data set's own recipe in `configs/`; real data sets without one share `rsicd.yaml`."""
-    own = CONFIGS / f"{(dataset or 'synthetic').lower()}.yaml"
+def recipe_of(dataset: Any) -> Path:
+    """The data set's own recipe in `configs/`; real data sets without one share `rsicd.yaml`. None: synthetic."""
+    own = CONFIGS / f"{str(dataset or 'synthetic').lower()}.yaml"  # what no data set is called is refused later
     return own if own.exists() else CONFIGS / "rsicd.yaml"
 
 

@@ -28,6 +28,7 @@ def test_every_recipe_is_valid_and_the_data_sets_have_theirs() -> None:
         parse_config(read_yaml(path), str(path))
     assert load_config(arguments(dataset="RSICD")).model.encoder.name == "tf_efficientnet_lite2"
     assert load_config(arguments(dataset="UCM")).dataset == "UCM"
+    assert load_config(arguments("dataset=RSICD")) == load_config(arguments(dataset="RSICD"))
 
 
 def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
@@ -52,6 +53,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
         ("train.lr='1'", "train.lr"),
         ("model.decoder.dropout=1.0", "less than 1"),
         ("dataset=COCO", "dataset"),
+        ("dataset=3", "dataset"),
         ("train=3", "train"),
         ("seed.epochs=3", "unknown|not a section|seed"),
         ("train.reward.sample=3", "unknown key train.reward.sample; known are samples, baseline"),
