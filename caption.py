@@ -122,6 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
     if tiling:
         if plan and len(files) > 1:
             raise UserError(f"--map {plan}: draws one scene, {len(files)} were given")
+        scene = Path(files[0])
         files = tile_names(files, tiling)
         if output and output.suffix in PLACED:
             check_placed(files, output)
@@ -173,7 +174,7 @@ def main(arguments: argparse.Namespace) -> None:
             for row in best:
                 print(f"{row['match']:+.2f}  {one_line(row['file'])}: {one_line(row['caption'])}")
         if plan and tiling:
-            draw_map(plan, Path(arguments.inputs[0]), tiling, [r for r in journal.rows(files) if "caption" in r])
+            draw_map(plan, scene, tiling, [r for r in journal.rows(files) if "caption" in r])
         if picture and panels:
             attention_figure(picture, panels)
         journal.remove()

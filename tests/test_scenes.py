@@ -121,7 +121,7 @@ def test_find_ranks_tiles_and_maps_are_drawn(
     assert told.out.splitlines() == [f"{row['match']:+.2f}  {row['file']}: {row['caption']}" for row in best]
     with Image.open(tmp_path / "m.png") as drawn:
         assert drawn.width == 600 and drawn.height >= 128
-    call(scene, *options, "--map", tmp_path / "plain.png")
+    call(scene.parent / "s*.tif", *options, "--map", tmp_path / "plain.png")
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "m.png").read_bytes()
     with pytest.raises(UserError, match="knows none of these words"):
         call(scene, *options, "--find", "zeppelin")
