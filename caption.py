@@ -73,6 +73,7 @@ from dataclasses import replace
 from datetime import timedelta
 from glob import glob, has_magic
 from heapq import nlargest
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -137,9 +138,14 @@ def main(arguments: argparse.Namespace) -> None:
     with TemporaryDirectory() as scratch:
         journal = Journal(output or Path(scratch) / "captions", about, rank)
         mine = files[rank::world]
-        left = [file for file in mine if file not in journal]
-        if len(left) < len(mine):
-            print(f"going on after {len(mine) - len(left)} of {len(mine)} images", file=sys.stderr)
+        done = [file for file in mine if file in journal]
+        if done:
+            print(f"going on after {len(done)} of {len(mine)} images", file=sys.stderr)
+        again: set[str] = set()
+        if picture:  # the journal does not say where the decoder looked
+            told = (row["file"] for row in journal.rows(done) if "caption" in row)
+            again.update(islice(told, PICTURED))
+        left = [file for file in mine if file in again or file not in journal]
         panels: list[Panel] = []
         precision = choose_precision("auto", best_device())
         with translated(checkpoint.captioner.encoder, len(left) * checkpoint.config.decoding.views, precision):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import caption
 from data.errors import UserError
+from utils.visualize import Panel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,6 +146,29 @@ def test_a_picture_of_many_is_bounded(checkpoint: Path, tmp_path: Path) -> None:
     call(tmp_path / "in" / "00000.png", "--checkpoint", checkpoint, "--attention", tmp_path / "one.png")
     many, one = (Image.open(tmp_path / name).height for name in ("many.png", "one.png"))
     assert many == pytest.approx(caption.PICTURED * one, rel=0.01)  # whole pixels
+
+
+def test_a_picture_is_whole_after_a_restart(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = photos(tmp_path / "in", caption.PICTURED + 4, broken=1)
+    drawn: list[list[str]] = []
+
+    def draw(path: Path, panels: list[Panel]) -> None:
+        drawn.append([panel.name for panel in panels])
+        if len(drawn) == 1:
+            raise UserError("the disk is full")
+
+    monkeypatch.setattr(caption, "attention_figure", draw)
+    words: list[str | Path] = [tmp_path / "in", "--checkpoint", checkpoint, "--attention", tmp_path / "p"]
+    words += ["--output", tmp_path / "o.csv"]
+    with pytest.raises(UserError, match="full"):
+        call(*words)
+    before = (tmp_path / "o.csv").read_text()
+    call(*words)
+    assert "going on after 19 of 20 images" in capsys.readouterr().err
+    assert drawn == [list(map(str, paths[: caption.PICTURED]))] * 2
+    assert (tmp_path / "o.csv").read_text() == before
 
 
 def test_names_that_are_not_text(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
