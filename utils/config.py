@@ -25,6 +25,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 UpTo1000 = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -41,7 +42,7 @@ class SyntheticConfig(Section):
     train: Count = 1200
     val: Count = 150
     test: Count = 150
-    size: Count = 224
+    size: Annotated[int, Field(ge=32)] = 224
     seed: Natural = 0
 
 
@@ -51,7 +52,7 @@ class DataConfig(Section):
     convention: Literal["captioning", "as-is"] = "captioning"  # what "val" and "test" of RSICD mean
     min_count: Count = 3  # rarer words of the train captions are <unk>
     max_words: Count = 30  # longer captions are cut
-    size: Count = 224  # pixels
+    size: Annotated[int, Field(ge=32, le=4096)] = 224  # pixels
     interpolation: Literal["bilinear", "bicubic", "area"] = "bicubic"
     augment: bool = True  # turns, flips and colour, where the encoder is trained
     views: Literal[1, 8] = 1  # of each train image in a frozen encoder's store: 8 are all turns and flips
@@ -207,7 +208,7 @@ class Config(Section):
     dataset: Literal["synthetic", "RSICD", "UCM", "Sydney", "NWPU", "own"] = "synthetic"
     data_root: str | None = None
     output_dir: str | None = None  # default: runs/DATASET-DATE-TIME
-    seed: Natural = 0
+    seed: Seed = 0
     synthetic: SyntheticConfig = SyntheticConfig()
     data: DataConfig = DataConfig()
     regions: RegionsConfig = RegionsConfig()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, field_validator
 
 from data.errors import UserError
-from utils.config import CONFIGS, Config, Natural, Section, assign, parse_config, read_yaml, recipe_of
+from utils.config import CONFIGS, Config, Section, Seed, assign, parse_config, read_yaml, recipe_of
 
 Settings = dict[str, Any]
 """`section.key` to value."""
@@ -35,7 +35,7 @@ class Grid(Section):
     recipe: str | None = None
     base: Settings = Field({})
     factors: dict[str, dict[str, Settings]] = Field(min_length=1)
-    seeds: list[Natural] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     baseline: dict[str, str] = Field({})
     columns: list[str] = Field(["Bleu_4", "ROUGE_L", "CIDEr"])
 
