@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -121,12 +120,19 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
 
 
 def new_folder(dataset: str) -> str:
-    """An empty folder of this run's own, runs/DATASET-DATE-TIME, with a number where another began in this second."""
+    """An empty folder of this run's own, runs/DATASET-DATE-TIME, with a number where another began in this second.
+
+    `UserError` where it cannot be made.
+    """
     name = f"runs/{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     for folder in (name, *(f"{name}-{i}" for i in range(2, 1000))):
-        with suppress(FileExistsError):
+        try:
             Path(folder).mkdir(parents=True)
             return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); name an --output-dir") from None
     raise UserError(f"{name}: a thousand runs began in this second; name an --output-dir")
 
 
