@@ -169,8 +169,17 @@ def open_data(
 ) -> Data:
     """Annotations, words, what the decoder will look at, and the heads that criteria name, with what they should give.
 
-    Without a `vocabulary` it is that of the train captions.
+    Without a `vocabulary` it is that of the train captions. Raises `UserError` where the encoder takes no images of
+    `data.size`.
     """
+    try:
+        cells, channels = encoder.output_shape(config.data.size)
+    except (AssertionError, RuntimeError) as error:  # each library and model has its own
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"model.encoder.name={encoder.name} cannot look at images of data.size={config.data.size} ({reason}); "
+            "choose another size or encoder"
+        ) from None
     dataset = open_dataset(config)
     images = {split: dataset.split(split) for split in ("train", "val")}
     visuals = {
@@ -180,7 +189,6 @@ def open_data(
     if vocabulary is None:
         words = (tokenize(caption) for image in images["train"] for caption in image.captions)
         vocabulary = Vocabulary.build(words, config.data.min_count)
-    cells, channels = encoder.output_shape(config.data.size)
     set_seed(config.seed)  # here: whether features had to be made changes nothing after
     built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in built.items()}

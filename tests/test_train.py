@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from data.annotations import AnnotatedImage
+from data.errors import UserError
 from data.loading import BatchKey, CaptionBatches
 from data.vocabulary import Vocabulary
 from loss import build_loss
@@ -111,6 +112,15 @@ def test_all_that_is_announced_for_training_is_trained(scenes: Path, tmp_path: P
     assert not [name for name, parameter in named.items() if parameter.requires_grad and parameter.grad is None]
     spared = {name for name, parameter in named.items() if not parameter.requires_grad}
     assert {"encoder.backbone.stem.0.weight", "encoder.backbone.head.norm.weight"} < spared < set(named)
+
+
+def test_an_encoder_that_takes_no_such_images_is_named() -> None:
+    config = load_config(parse_arguments(["--dataset", "RSICD", "data.size=96"]))
+    with pytest.raises(
+        UserError, match=r"vit_tiny_patch16_224 cannot look at images of data\.size=96 \(Input height"
+    ) as caught:
+        open_data(config, [], Encoder("vit_tiny_patch16_224"), None, "fp32")
+    assert "\n" not in str(caught.value)
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -52,9 +52,7 @@ def test_ucm_and_sydney(tmp_path: Path, name: str, folder: str) -> None:
 @pytest.mark.parametrize("folder", ["NWPU_images", "images"])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("missing", [[], ["airplane_000.jpg"]])
-def test_nwpu_with_and_without_category_folders(
-    tmp_path: Path, folder: str, nested: bool, missing: list[str]
-) -> None:
+def test_nwpu_with_and_without_category_folders(tmp_path: Path, folder: str, nested: bool, missing: list[str]) -> None:
     """What is missing, the first of all images too, does not hide where the others lie."""
     document: dict[str, list[dict[str, object]]] = {"airplane": [], "beach": []}
     for category in document:

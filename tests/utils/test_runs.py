@@ -69,5 +69,7 @@ def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").touch()
-    with pytest.raises(UserError, match=r"^runs/RSICD-[\d-]+: cannot be made \(Not a directory\); name an --output-dir$"):
+    with pytest.raises(
+        UserError, match=r"^runs/RSICD-[\d-]+: cannot be made \(Not a directory\); name an --output-dir$"
+    ):
         new_folder("RSICD")
