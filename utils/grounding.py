@@ -48,7 +48,7 @@ def ground(
     - IoU: of the object and the pixels with attention above the middle between its lowest and its highest;
     - chance: the object's share of the image, which is what even attention has in both.
 
-    Empty where `truths` are.
+    Empty where `truths` are, and where no word that the captioner knows names a class.
     """
     if not truths:
         return {}
@@ -69,6 +69,8 @@ def ground(
             looks = attention[mine].reshape(len(words), -1)
             for name, scores in score_nouns(words, looks, visuals.masks(row), truths[images[row].filename]).items():
                 found[name] += scores
+    if not found:
+        return {}
     means = np.mean([np.mean(scores, 0) for scores in found.values()], 0)
     return dict(zip(SCORES, means.tolist(), strict=True))
 

@@ -13,7 +13,7 @@ from data.scenery.classes import CLASSES
 from data.synthetic import Truth
 from data.tokenizer import tokenize
 from data.transforms import Preprocessing
-from data.vocabulary import Vocabulary
+from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
@@ -65,3 +65,5 @@ def test_an_even_attention_is_chance(scenes: Path) -> None:
         assert scores["IoU"] == pytest.approx(scores["chance"], abs=1e-5)
         assert 0.05 < scores["chance"] < 0.95
     assert ground(captioner, vocabulary, Visuals(files), images, {}, "fp32") == {}
+    nameless = Vocabulary([*SPECIALS, *(f"word{i}" for i in range(len(vocabulary) - len(SPECIALS)))])
+    assert ground(captioner, nameless, Visuals(files), images, truths, "fp32") == {}
