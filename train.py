@@ -53,7 +53,7 @@ from data.errors import UserError
 from data.loading import Batch, BatchKey, CaptionBatches, Visuals, loader
 from data.synthetic import Truth
 from data.tokenizer import tokenize
-from data.vocabulary import Vocabulary
+from data.vocabulary import SPECIALS, Vocabulary
 from loss import LossFactory
 from metrics.scores import FAST, score_captions
 from models.captioner import Captioner
@@ -170,7 +170,7 @@ def open_data(
     """Annotations, words, what the decoder will look at, and the heads that criteria name, with what they should give.
 
     Without a `vocabulary` it is that of the train captions. Raises `UserError` where the encoder takes no images of
-    `data.size`.
+    `data.size`, or no word stands `data.min_count` times.
     """
     try:
         cells, channels = encoder.output_shape(config.data.size)
@@ -182,13 +182,16 @@ def open_data(
         ) from None
     dataset = open_dataset(config)
     images = {split: dataset.split(split) for split in ("train", "val")}
+    if vocabulary is None:
+        words = (tokenize(caption) for image in images["train"] for caption in image.captions)
+        vocabulary = Vocabulary.build(words, config.data.min_count)
+        if len(vocabulary) == len(SPECIALS):
+            least = config.data.min_count
+            raise UserError(f"data.min_count={least}: no word of the train captions stands so often; lower it")
     visuals = {
         split: visuals_of(config, dataset, images[split], encoder, precision, learning=split == "train")
         for split in images
     }
-    if vocabulary is None:
-        words = (tokenize(caption) for image in images["train"] for caption in image.captions)
-        vocabulary = Vocabulary.build(words, config.data.min_count)
     set_seed(config.seed)  # here: whether features had to be made changes nothing after
     built = build_heads(heads, Setting(config, dataset, vocabulary, cells, channels))
     targets = {name: head.targets for name, head in built.items()}

@@ -114,6 +114,12 @@ def test_all_that_is_announced_for_training_is_trained(scenes: Path, tmp_path: P
     assert {"encoder.backbone.stem.0.weight", "encoder.backbone.head.norm.weight"} < spared < set(named)
 
 
+def test_captions_without_a_word_that_counts_are_refused(scenes: Path) -> None:
+    words = ["--dataset", "RSICD", "--data-root", str(scenes), "data.size=32", "data.min_count=1000"]
+    with pytest.raises(UserError, match=r"^data\.min_count=1000: no word .* lower it$"):
+        open_data(load_config(parse_arguments(words)), [], Encoder("test_efficientnet"), None, "fp32")
+
+
 def test_an_encoder_that_takes_no_such_images_is_named() -> None:
     config = load_config(parse_arguments(["--dataset", "RSICD", "data.size=96"]))
     with pytest.raises(
