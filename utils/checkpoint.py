@@ -132,8 +132,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that `save_checkpoint` wrote; the captioner is in evaluation mode, on the CPU.
 
-    A stranger's file costs no more memory than it has bytes, and no path that it names is followed. Raises `UserError`
-    naming the file where it is no such checkpoint or its parts do not fit each other.
+    A stranger's file costs no more memory than it has bytes, and no path that it names is followed here. One stays in
+    `config`: with `regions.kind=masks` a program that captions opens the `regions.masks` that the file names. Raises
+    `UserError` naming the file where it is no such checkpoint or its parts do not fit each other.
     """
     tensors, metadata = _read(path)
     try:
@@ -187,10 +188,19 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _without_paths(config: Config) -> Config:
-    """The configuration without the files and folders of the machine that it was used on."""
+    """The configuration without the files and folders of the machine that it was used on.
+
+    Of a file of encoder weights the name stays; `regions.masks` stays where captions need masks that were given.
+    """
+    encoder = config.model.encoder
+    encoder = encoder.model_copy(update={"weights": Path(encoder.weights).name})
+    model = config.model.model_copy(update={"encoder": encoder})
+    masks = config.regions.masks if config.regions.kind == "masks" else None
+    regions = config.regions.model_copy(update={"masks": masks})
     data = config.data.model_copy(update={"cache_dir": DataConfig().cache_dir, "more_captions": None})
     train = config.train.model_copy(update={"init": None, "teachers": []})
-    return config.model_copy(update={"data_root": None, "output_dir": None, "data": data, "train": train})
+    parts = {"data": data, "regions": regions, "model": model, "train": train}
+    return config.model_copy(update={"data_root": None, "output_dir": None, **parts})
 
 
 def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:

@@ -239,12 +239,18 @@ def test_a_header_that_claims_a_terabyte_is_refused(path: Path) -> None:
 
 def test_paths_are_neither_written_nor_followed(tmp_path: Path, path: Path) -> None:
     trap = str(tmp_path / "trap")
-    edited(path, data_root=trap, output_dir=trap, data__cache_dir=trap, model__encoder__weights=trap)
+    places = {"data_root", "output_dir", "data__cache_dir", "model__encoder__weights", "regions__masks"}
+    edited(path, **dict.fromkeys(places, trap))
     loaded = load_checkpoint(path)
-    assert (loaded.config.data_root, loaded.config.output_dir, loaded.config.data.cache_dir) == (None, None, "cache")
-    there = CONFIG.model_copy(update={"data_root": trap, "output_dir": trap})
-    save_checkpoint(path, Checkpoint(loaded.captioner, VOCABULARY, Preprocessing(64), there, {}))
+    assert trap not in str(loaded.config) and loaded.config.data.cache_dir == "cache"
+    assert loaded.config.model.encoder.weights == "trap"  # which file it was, and not where
+    tree = CONFIG.model_dump() | {"data_root": trap, "output_dir": trap}
+    tree["model"]["encoder"]["weights"] = tree["regions"]["masks"] = trap
+    there = Checkpoint(loaded.captioner, VOCABULARY, Preprocessing(64), parse_config(tree, ""), {})
+    save_checkpoint(path, there)
     assert trap.encode() not in path.read_bytes()
+    edited(path, regions__kind="masks", regions__masks=trap)  # the one exception: captions need them
+    assert load_checkpoint(path).config.regions.masks == trap
 
 
 def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
