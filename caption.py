@@ -121,6 +121,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     tiling = choose_tiling(arguments, checkpoint.preprocessing.size)
     if tiling:
+        if checkpoint.config.regions.kind == "masks":
+            raise UserError(f"{source}: looks at masks of whole images (regions.kind=masks); caption without tiles")
         if plan and len(files) > 1:
             raise UserError(f"--map {plan}: draws one scene, {len(files)} were given")
         scene = Path(files[0])

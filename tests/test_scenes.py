@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def test_find_ranks_tiles_and_maps_are_drawn(
         call(scene, *options, "--find", "zeppelin")
 
 
-def test_what_cannot_be_placed_is_said_before_work(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_placed_is_said_before_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = from_origin(5e5, 54e5, 0.5, 0.5)
     bare = write(tmp_path / "bare.tif", 64, 64, None, here)
     one, other = (write(tmp_path / f"{z}.tif", 64, 64, f"EPSG:326{z}", here) for z in (31, 32))
@@ -147,6 +150,12 @@ def test_what_cannot_be_placed_is_said_before_work(checkpoint: Path, tmp_path: P
     ):
         with pytest.raises(UserError, match=fault):
             call(*words)
+    loaded = caption.load_checkpoint(checkpoint)
+    regions = loaded.config.regions.model_copy(update={"kind": "masks", "masks": str(tmp_path)})
+    masked = replace(loaded, config=loaded.config.model_copy(update={"regions": regions}))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"^{checkpoint}: looks at masks of whole"):
+        patch.setattr(caption, "load_checkpoint", lambda _: masked)
+        call(one, "--checkpoint", checkpoint, "--tile", 32)
     call(one, other, tmp_path / "broken.tif", *options, tmp_path / "two.geojson")
     features = json.loads((tmp_path / "two.geojson").read_text())["features"]
     assert {f["properties"]["scene"] for f in features} == {"31.tif", "32.tif"}
