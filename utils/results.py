@@ -34,9 +34,9 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
         for e in entries
     ):
         raise UserError(f'{path}: expected [{{"image_id": imgid or filename, "caption": ".."}}, ..]')
-    known: dict[Any, int] = {image.imgid: image.imgid for image in images}
-    known |= {image.filename: image.imgid for image in images}
-    known |= {Path(image.filename).name: image.imgid for image in images}
+    known: dict[Any, int] = {Path(image.filename).name: image.imgid for image in images}
+    known |= {image.filename: image.imgid for image in images}  # after the short names, which may be another's
+    known |= {image.imgid: image.imgid for image in images}
     unknown = [e["image_id"] for e in entries if e["image_id"] not in known]
     counts = Counter(known[e["image_id"]] for e in entries if e["image_id"] in known)
     doubled = [image.filename for image in images if counts[image.imgid] > 1]

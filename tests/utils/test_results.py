@@ -66,6 +66,13 @@ def test_ids_and_file_names_name_images_and_the_split_gives_the_order(tmp_path: 
         assert list(found.items()) == [(7, "7"), (3, "airport_2.jpg"), (5, "river_1.jpg"), (9, "9")]
 
 
+def test_a_whole_file_name_goes_before_the_end_of_another(tmp_path: Path) -> None:
+    images = [*IMAGES, AnnotatedImage(11, "old/00313.jpg", "val", ("a road",))]
+    entries = [{"image_id": image.filename, "caption": image.filename} for image in images]
+    found = read_results(written(tmp_path / "r.json", entries), images)
+    assert found == {image.imgid: image.filename for image in images}
+
+
 def test_half_a_character_is_replaced(tmp_path: Path) -> None:
     entries = [{"image_id": image.imgid, "caption": "a \ud800 road"} for image in IMAGES]
     assert read_results(written(tmp_path / "r.json", entries), IMAGES)[7] == "a ? road"
