@@ -1,6 +1,5 @@
 """Scores of captions under coco-caption's names, equal to pycocoevalcap 1.2's."""
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -136,15 +135,6 @@ def score_captions(
         except Unavailable as reason:
             unavailable[metric] = str(reason)
     return Scores(keys, tuple(evidence), unavailable)
-
-
-def by_image(captions: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
-    """Map images to captions; `UserError` where an image comes twice, naming it."""
-    pairs = list(captions)
-    times = Counter(key for key, _ in pairs)
-    if twice := [key for key in times if times[key] > 1]:
-        raise UserError(f"images with more than one caption: {_listed(twice)}; keep one each")
-    return dict(pairs)
 
 
 def _match(hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:

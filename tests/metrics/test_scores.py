@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from data.errors import UserError
 from data.tokenizer import tokenize
-from metrics.scores import FAST, Scores, by_image, common_subsequence, score_captions
+from metrics.scores import FAST, Scores, common_subsequence, score_captions
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs a Java runtime")
 
@@ -144,12 +144,6 @@ def test_common_subsequence_equals_the_table(a: list[str], b: list[str]) -> None
 def test_keys_that_do_not_match_are_named(hypotheses: Mapping, references: Mapping, named: str) -> None:
     with pytest.raises(UserError, match=named):
         score_captions(hypotheses, references, FAST)
-
-
-def test_an_image_that_comes_twice_is_named() -> None:
-    assert by_image([(1, "a"), (2, "a")]) == {1: "a", 2: "a"}
-    with pytest.raises(UserError, match=r"more than one caption: 7;"):
-        by_image([(7, "a road"), (1, "a road"), (7, "a road")])
 
 
 def test_unknown_metric() -> None:
