@@ -78,7 +78,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.errors import UserError
-from data.files import check_writable, writing
+from data.files import check_writable, file_digest, writing
 from data.images import IMAGE_SUFFIXES
 from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
@@ -92,7 +92,6 @@ from utils.inference import caption_batch
 from utils.journal import Journal, Row
 from utils.outputs import FORMATS, PLACED, check_placed
 from utils.progress import track
-from utils.results import file_digest
 from utils.scene_map import draw_map
 from utils.search import Query
 from utils.sources import live_regions

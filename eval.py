@@ -50,7 +50,7 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.files import check_writable
+from data.files import check_writable, file_digest
 from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, printed, score_captions
@@ -62,7 +62,7 @@ from utils.grounding import SCORES as GROUNDING
 from utils.grounding import ground, known_truth
 from utils.inference import Caption, caption_rows
 from utils.report import Example, write_report
-from utils.results import class_scores, file_digest, read_results, result_entries, scene_class, split_digest
+from utils.results import class_scores, read_results, result_entries, scene_class, split_digest
 from utils.sources import image_files, open_dataset, stored_regions
 
 NOISE = 0.05  # a difference that chance alone makes this often is called noise

@@ -5,7 +5,6 @@ what to get by hand and where to put it. A download that was cut off goes on whe
 """
 
 import argparse
-import hashlib
 import http.client
 import os
 import shutil
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data.datasets import DATASETS, load_dataset
 from data.errors import UserError
+from data.files import file_digest
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
@@ -100,7 +100,7 @@ def fetch(name: str, root: Path) -> None:
                     f"{source.url}: cannot be had ({reason}); try again later, or get it from {BY_HAND[name]} "
                     f"and put it there as {path}"
                 ) from None
-        if source.sha256 and digest(path) != source.sha256:
+        if source.sha256 and file_digest(path) != source.sha256:
             raise UserError(f"{path}: not the published file (its SHA-256 differs); delete it and run this again")
         if folder is not None:
             unpack(path, folder)
@@ -140,12 +140,6 @@ def download(source: Source, path: Path) -> None:
     if total is not None and part.stat().st_size != total:
         raise OSError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
     part.replace(path)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:

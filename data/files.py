@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what they are known by."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -73,6 +74,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all; text as UTF-8, a lone surrogate as its escape (which JSON reads back)."""
     with writing(path) as unfinished:
         unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unfinished(path: Path, process: int | str) -> Path:

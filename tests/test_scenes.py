@@ -23,6 +23,7 @@ from shapely.geometry import Polygon
 
 import caption
 from data.errors import UserError
+from data.files import file_digest
 from utils import outputs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,7 +183,7 @@ def test_two_processes_write_what_one_does(scene: Path, checkpoint: Path, tmp_pa
     options: list[str | Path] = [folder, "--checkpoint", checkpoint, "--output"]
     call(*options, tmp_path / "one.csv")
     rows = list(csv.DictReader((tmp_path / "one.csv").open()))
-    about = {"checkpoint_sha256": caption.file_digest(checkpoint)}
+    about = {"checkpoint_sha256": file_digest(checkpoint)}
     about |= caption.load_checkpoint(checkpoint).config.decoding.model_dump()
     kept = [{"file": row["file"], "caption": "kept", "score": -1.0} for row in (rows[1], rows[8])]
     lines = "".join(json.dumps(line) + "\n" for line in (about, *kept))

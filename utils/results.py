@@ -62,12 +62,6 @@ def result_entries(images: Sequence[AnnotatedImage], captions: Sequence[str]) ->
     ]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def split_digest(images: Sequence[AnnotatedImage]) -> str:
     """SHA-256 over file names and captions of a split, in their order: equal where two people score the same."""
     text = json.dumps([[image.filename, image.captions] for image in images])
