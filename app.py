@@ -51,6 +51,7 @@ MAX_BYTES, MAX_PIXELS = "25mb", 50_000_000  # of an upload
 WAITING = 16  # people in the queue; one is served at a time
 EXAMPLES = ("airport", "bridge", "port", "stadium", "storagetanks")
 SHOWN = 448  # pixels of the picture on the page
+SCORE = "exp(score): with length penalty 1 the geometric mean of the words' probabilities"
 FAINT = 1.25  # times an even look: what a word looks at less than that stays pale
 
 STYLE = """
@@ -134,7 +135,7 @@ def render(pixels: np.ndarray, captions: Sequence[Caption], masks: np.ndarray | 
             key = f'data-key="{beam}-{i}"'
             overlays.append(f'<img class="over" alt="" {key} src="{_png(_heat(looked / even))}">')
             words.append(f'<button {key} data-peak="{looked.max() / even:.1f}">{html.escape(word)}</button>')
-        score = f'<span class="score" title="geometric mean of the words\' probabilities">{math.exp(caption.score):.0%}'
+        score = f'<span class="score" title="{SCORE}">{math.exp(caption.score):.0%}'
         lines.append(f"<li>{score}</span><span>{' '.join(words)}</span></li>")
     picture = io.BytesIO()
     Image.fromarray(pixels).resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=90)

@@ -131,7 +131,7 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
     RSICD circulates with val and test exchanged: the captioning annotations have `airport_61.jpg` in test
     (1,094 images), the retrieval benchmarks in val. Both are recognised by their content; under
     `convention="captioning"` the names are put right, under `"as-is"` they stay. `notes` says which was
-    found, and where split sizes differ from the published ones or image files are missing.
+    found, and where split sizes differ from the published ones.
 
     Raises `UserError` where the name, the folder, the annotation file or the images are not to be had.
     """

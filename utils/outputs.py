@@ -139,7 +139,7 @@ def _by_scene(rows: Iterator[Row]) -> Iterator[tuple[Scene, Iterator[tuple[Tile,
 
 
 def _properties(row: Row, scene: Scene, tile: Tile) -> Row:
-    """What is said of a tile; confidence is the geometric mean of its words' probabilities."""
+    """What is said of a tile; confidence is exp(score), with length penalty 1 the geometric mean of p of its words."""
     about: Row = {"scene": scene.path.name, **tile._asdict()}
     about |= {key: value for key, value in row.items() if key != "file"}
     if "score" in row:
