@@ -132,6 +132,8 @@ def _torchvision_backbone(name: str) -> nn.Sequential:
     import torchvision
 
     model = torchvision.models.get_model(name, weights=None)
+    if isinstance(getattr(model, "permute", None), nn.Module):  # Swin, channels last until there
+        return nn.Sequential(*model.features, model.norm, model.permute)
     if isinstance(getattr(model, "features", None), nn.Module):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
         return nn.Sequential(model.features)
     return nn.Sequential(*list(model.children())[:-2])  # ResNets: all but pooling and classifier

@@ -17,6 +17,7 @@ LITE = "tf_efficientnet_lite0"
         ("resnet18", (9, 512)),
         ("torchvision/resnet18", (9, 512)),
         ("torchvision/mobilenet_v3_small", (9, 576)),
+        ("torchvision/swin_t", (9, 768)),
     ],
 )
 def test_shapes(name: str, shape: tuple[int, int]) -> None:
