@@ -75,7 +75,7 @@ def test_nothing_but_broken_images_is_an_error(checkpoint: Path, tmp_path: Path)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
-    paths = photos(tmp_path / "in", 3 * caption.BATCH, broken=1)
+    paths = photos(tmp_path / "in", 6 * caption.BATCH, broken=1)
     arguments: list[str | Path] = [tmp_path / "in", "--checkpoint", checkpoint, "--output"]
     call(*arguments, tmp_path / "whole.csv")
     output = tmp_path / "killed.csv"

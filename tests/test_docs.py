@@ -51,7 +51,8 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 }
 TINY = [
     *("--epochs", "1", "data.limit=6", "data.size=64", "data.min_count=1", "train.batch_size=6"),
-    *("model.decoder.width=16", "model.encoder.name=resnet18", "model.encoder.weights=none", "decoding.beam_size=2"),
+    *("model.decoder.width=16", "decoding.beam_size=2"),
+    *("model.encoder.name=test_efficientnet", "model.encoder.weights=none"),
     *("synthetic.size=64", "synthetic.train=6", "synthetic.val=6", "synthetic.test=6"),
 ]
 

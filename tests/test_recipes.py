@@ -237,7 +237,7 @@ def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str,
 def test_given_masks_go_with_images_that_are_turned(scenes: Path, cache: str, tmp_path: Path) -> None:
     """A trained encoder, and the scenes' own masks as regions."""
     arguments = one_epoch(scenes, tmp_path / "run")
-    encoder = ["model.encoder.name=resnet18", "model.encoder.weights=none", "model.encoder.trainable=true"]
+    encoder = ["model.encoder.name=test_efficientnet", "model.encoder.weights=none", "model.encoder.trainable=true"]
     regions = ["regions.kind=masks", f"regions.masks={scenes / 'masks'}", "regions.count=9", "regions.pooling=map"]
     call("train", *arguments, *encoder, *SMALL, cache, *regions, "data.limit=20")
     assert 0 < lines(tmp_path / "run")[-1]["val/pointing"] <= 1

@@ -39,13 +39,13 @@ class Features:
 
     def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
         seeds = [0 if self.same else row for row in rows]
-        features = [torch.randn(4, 512, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        features = [torch.randn(4, 256, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return Visual(torch.stack(features))
 
 
 def captioner() -> Captioner:
     torch.manual_seed(0)
-    return Captioner(Encoder("resnet18"), Decoder(len(VOCABULARY), 512, 16, 0.0))
+    return Captioner(Encoder("test_efficientnet"), Decoder(len(VOCABULARY), 256, 16, 0.0))
 
 
 def gradients(

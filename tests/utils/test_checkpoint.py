@@ -30,7 +30,7 @@ from utils.inference import caption_batch
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG: Config = parse_config(
     {
-        "model": {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}},
+        "model": {"encoder": {"name": "test_efficientnet", "weights": "none"}, "decoder": {"width": 16}},
         "data": {"size": 64},
     },
     "",
@@ -39,7 +39,7 @@ VOCABULARY = Vocabulary([*SPECIALS, "a", "plane", "caf\u00e9"])
 
 
 def captioner() -> Captioner:
-    return build_captioner(CONFIG, Encoder("resnet18"), len(VOCABULARY), 512).eval()
+    return build_captioner(CONFIG, Encoder("test_efficientnet"), len(VOCABULARY), 256).eval()
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, te
     tree["model"]["losses"] = losses
     tree["model"]["heads"]["concepts"]["tell"] = tell
     config = parse_config(tree, "")
-    heads = {name: LASTING[name](config, Sizes(len(VOCABULARY), 512, 7)) for name in ("latent", "parallel", "concepts")}
-    model = build_captioner(config, Encoder("resnet18"), len(VOCABULARY), 512, heads).eval()
+    heads = {name: LASTING[name](config, Sizes(len(VOCABULARY), 256, 7)) for name in ("latent", "parallel", "concepts")}
+    model = build_captioner(config, Encoder("test_efficientnet"), len(VOCABULARY), 256, heads).eval()
     save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), config, {}))
     loaded = load_checkpoint(tmp_path / "c").captioner
     assert set(loaded.heads) == {"latent", "parallel"} | ({"concepts"} if tell else set())
@@ -98,7 +98,7 @@ def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, te
 def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
     def step(model: Captioner, optimizer: torch.optim.Optimizer, number: int) -> None:
         torch.manual_seed(number)
-        visuals, tokens = torch.randn(2, 4, 512), torch.tensor([[1, 4], [1, 5]])
+        visuals, tokens = torch.randn(2, 4, 256), torch.tensor([[1, 4], [1, 5]])
         model.train()(Visual(visuals), tokens, torch.arange(2)).logits.square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -350,7 +350,8 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     assert len(log) == 3
 
     student: list[str | Path] = ["--output-dir", tmp_path / "student", "--epochs", "1", "model.decoder.width=16"]
-    student += ["model.encoder.name=resnet18", "model.encoder.weights=none"]  # the teachers look through their own
+    # the teachers look through their own
+    student += ["model.encoder.name=test_efficientnet", "model.encoder.weights=none"]
     teachers = f"train.teachers=[{first / 'best.safetensors'}, {second / 'best.safetensors'}]"
     taught = "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]"
     call(*shared, *student, teachers, taught)

@@ -22,12 +22,12 @@ IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torc
 
 def write(path: Path, head: bool) -> Path:
     """A captioner of random weights with the head `concepts`, and `retrieval` where `head`."""
-    model = {"encoder": {"name": "resnet18", "weights": "none"}, "decoder": {"width": 16}}
+    model = {"encoder": {"name": "test_efficientnet", "weights": "none"}, "decoder": {"width": 16}}
     config = parse_config({"model": {**model, "heads": {"retrieval": {"width": 8}}}, "data": {"size": 32}}, "")
-    heads: dict[str, torch.nn.Module] = {"concepts": ConceptHead(512, torch.full((4,), 0.5), 0.0)}
+    heads: dict[str, torch.nn.Module] = {"concepts": ConceptHead(256, torch.full((4,), 0.5), 0.0)}
     if head:
-        heads["retrieval"] = RetrievalHead(512, len(VOCABULARY), 8, 0.2)
-    captioner = build_captioner(config, Encoder("resnet18"), len(VOCABULARY), 512, heads)
+        heads["retrieval"] = RetrievalHead(256, len(VOCABULARY), 8, 0.2)
+    captioner = build_captioner(config, Encoder("test_efficientnet"), len(VOCABULARY), 256, heads)
     save_checkpoint(path, Checkpoint(captioner, VOCABULARY, Preprocessing(32), config, {}))
     return path
 
