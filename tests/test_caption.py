@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,10 @@ from PIL import Image
 
 import caption
 from data.errors import UserError
+from data.loading import Visuals
+from data.vocabulary import Vocabulary
+from models.captioner import Captioner
+from models.pooling import Visual
 from utils.visualize import Panel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,25 +104,34 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert not partial.exists()
 
 
-def test_memory_is_flat(checkpoint: Path, tmp_path: Path) -> None:
-    photos(tmp_path / "in", 600, broken=6)
-    code = f"""
-import resource, caption
-held, plain = [], caption.caption_batch
-def measured(*args, **named):
-    with open("/proc/self/statm") as about:
-        held.append(int(about.read().split()[1]) * resource.getpagesize() // 1024)
-    return plain(*args, **named)
-caption.caption_batch = measured
-caption.main(caption.parse_arguments(
-    [{str(tmp_path / "in")!r}, "--checkpoint", {str(checkpoint)!r}, "--output", {str(tmp_path / "out.json")!r}]
-))
-print(*held)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    held = list(map(int, done.stdout.split()))  # before each batch of 32
-    assert len(json.loads((tmp_path / "out.json").read_text())) == 600 and len(held) == 19
-    assert max(held[4:]) - held[3] < 4_000  # KiB; it was 0, but an allocator is free to keep some pages more
+def test_memory_is_flat(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a batch is captioned, what was read and found for those before it is gone."""
+    photos(tmp_path / "in", 5 * caption.BATCH, broken=3)
+    read: list[tuple[weakref.ref, int]] = []  # what was made, and of how many images it is
+    found: list[tuple[weakref.ref, int]] = []
+    alive: list[tuple[int, int]] = []  # images of either that are left when a batch is captioned, itself among them
+    plain_read, plain_batch = caption.Visuals.read, caption.caption_batch
+
+    def left(made: list[tuple[weakref.ref, int]]) -> int:
+        return sum(count for reference, count in made if reference() is not None)
+
+    def reading(visuals: Visuals, rows: Sequence[int]) -> Visual:
+        visual = plain_read(visuals, rows)
+        read.append((weakref.ref(visual.content), len(visual.content)))
+        return visual
+
+    def captioning(captioner: Captioner, vocabulary: Vocabulary, batch: Visual, *more: Any, **named: Any) -> Any:
+        read.append((weakref.ref(batch.content), len(batch.content)))
+        alive.append((left(read), left(found)))
+        beams = plain_batch(captioner, vocabulary, batch, *more, **named)
+        found.extend((weakref.ref(beam[0].attention), 1) for beam in beams)
+        return beams
+
+    monkeypatch.setattr(caption.Visuals, "read", reading)
+    monkeypatch.setattr(caption, "caption_batch", captioning)
+    call(tmp_path / "in", "--checkpoint", checkpoint, "--output", tmp_path / "out.json")
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 5 * caption.BATCH == len(found) + 3
+    assert len(alive) == 5 and max(max(counts) for counts in alive) <= 2 * caption.BATCH, alive
 
 
 def test_what_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path) -> None:
