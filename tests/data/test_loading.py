@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import dataloader
 
 from data.annotations import AnnotatedImage
 from data.errors import UserError
@@ -148,7 +149,9 @@ class Deadly(ImageFiles):
         return images
 
 
-def test_a_process_that_dies_is_reported_with_its_file(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # seconds after which torch looks whether it lives
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for path in paths:
         Image.new("RGB", (8, 8)).save(path)
