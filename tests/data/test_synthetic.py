@@ -129,19 +129,24 @@ def test_numbers_in_captions_are_the_numbers_of_boxes() -> None:
 
 
 def test_vague_numbers_are_true() -> None:
+    checked: Counter[str] = Counter()
     for scene in scenes():
         for group in scene.groups.values():
             n = group.amount
             if isinstance(n, int) and group.kind in THINGS:
                 assert len(group.members) == n
                 assert all(CLASSES[scene.labels[row]] == group.kind for row in group.members)
+                checked["number"] += 1
             text = " ".join(scene.captions)
             words = [w for w in NOUNS.get(group.kind, ()) if w in text.split()]
             for word in words:
                 if group.members and re.search(rf"\b(several|some){BETWEEN} {word}\b", text):
                     assert len(group.members) >= 2, text
+                    checked["several"] += 1
                 if group.members and re.search(rf"\bmany{BETWEEN} {word}\b", text):
                     assert len(group.members) >= 6, text
+                    checked["many"] += 1
+    assert min(checked[w] for w in ("number", "several", "many")) >= 5
 
 
 def test_colours_that_captions_name_are_seen() -> None:
@@ -188,10 +193,13 @@ def test_directions_that_captions_name_are_true() -> None:
 
 def test_a_direction_stands_in_captions_only_where_it_holds() -> None:
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    checked: Counter[str] = Counter()
     for scene in scenes():
         said = {w for caption in scene.captions for w in caption.split()} & opposite.keys()
         if said:
             assert said <= {scene.relation, opposite[scene.relation]}, scene.captions
+            checked.update(said)
+    assert min(checked[w] for w in opposite) >= 5
 
 
 def test_nouns_are_words_of_the_captions_that_name_classes_of_the_mask() -> None:
