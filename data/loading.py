@@ -238,7 +238,7 @@ class CaptionBatches(Dataset[Batch]):
         Images are shuffled, then sorted by length within windows of 16 batches, so that little is padded; the batches
         are shuffled again. Every process gets the same number of batches; those left over sit out this epoch.
 
-        Raises `UserError` where there are fewer batches than processes.
+        Raises `UserError` where there are batches, but fewer than processes.
         """
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.rows))
@@ -250,7 +250,7 @@ class CaptionBatches(Dataset[Batch]):
             part = part[np.argsort(lengths[part], kind="stable")]
             batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
         shuffled = [batches[i] for i in rng.permutation(len(batches))]
-        if len(shuffled) < world:
+        if 0 < len(shuffled) < world:
             raise UserError(
                 f"train.batch_size {batch_size}: {len(self.rows)} captioned images make {len(shuffled)} batches for "
                 f"{world} processes; lower train.batch_size or the number of processes, or train on more images"
