@@ -1,8 +1,7 @@
 """Encoders in ONNX Runtime, which looks at images on a CPU faster than PyTorch does.
 
-It computes a convolution with its activation in one pass, in memory that it keeps: 1.2 times as fast as PyTorch where
-that keeps its memory, too (`utils.devices.keep_freed_memory`), 1.5 to 2 times where not. PyTorch stays where gradients
-are wanted, on GPUs, and in bfloat16.
+It computes a convolution with its activation in one pass, in memory that it keeps. PyTorch stays where gradients are
+wanted, on GPUs, and in bfloat16.
 """
 
 import io
@@ -17,10 +16,8 @@ from torch import Tensor
 
 from models.encoder import Encoder
 
-MANY = 500  # images; the two seconds that translation takes are won back on 120 to 800
-TOLERANCE = (
-    1e-4  # of the features' norm: float32 in another order differs by some 1e-6, a wrong translation by far more
-)
+MANY = 500  # images; on some hundreds the seconds that translation takes are won back
+TOLERANCE = 1e-4  # of the features' norm; float32 in another order differs by 1e-6, a wrong translation by far more
 NOISE = 3  # images on which both must agree; another number than that on which the encoder is traced
 
 
@@ -94,7 +91,7 @@ def _to_onnx(encoder: Encoder, images: Tensor) -> bytes:
         # by tracing: the exporter that is meant to follow it (`dynamo`) takes ten times as long
         torch.onnx.export(
             encoder,
-            (images.clone(),),
+            (images,),
             file,  # type: ignore[arg-type]  # the tracing exporter writes to files that are open, too
             dynamo=False,
             input_names=["images"],
