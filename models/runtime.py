@@ -88,7 +88,7 @@ def _to_onnx(encoder: Encoder, images: Tensor) -> bytes:
     axes = {"images": {0: "batch"}, "features": {0: "batch"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what `Translation` then checks
-        # by tracing: the exporter that is meant to follow it (`dynamo`) takes ten times as long
+        # by tracing: what utils/export.py uses, which alone knows the turns of views, takes ten times as long
         torch.onnx.export(
             encoder,
             (images,),
