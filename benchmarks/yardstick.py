@@ -36,14 +36,14 @@ class Yardstick(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, decoder: Decoder) -> "Yardstick":
-        """The yardstick with a decoder's weights; one with dot-product attention leaves `score` random."""
+        """The yardstick with a decoder's weights; one with dot-product attention leaves `key` and `score` random."""
         vocabulary_size, width = decoder.embedding.weight.shape
         channels = decoder.get_parameter("region.1.weight").shape[1]
         model = cls(vocabulary_size, channels, width, decoder.dropout.p)
-        for name in ("embedding", "region", "key", "output_context", "classifier"):
+        for name in ("embedding", "region", "output_context", "classifier"):
             getattr(model, name).load_state_dict(getattr(decoder, name).state_dict())
-        if decoder.attention:
-            model.score.weight.copy_(decoder.get_parameter("attention.score.weight"))
+        for name, module in decoder.attention.items():
+            getattr(model, name).load_state_dict(module.state_dict())
         parts = [width, width, 4 * width]
         for kind in ("weight", "bias"):
             query, gate, recurrent = getattr(decoder.from_hidden, kind).split(parts)

@@ -74,7 +74,7 @@ class Captioner(nn.Module):
     def features(self, content: Tensor, views: int = 1) -> Tensor:
         """Features [B, h * w, D] of images, averaged over their first `views` turns and flips, or as they are."""
         if content.ndim == 3:
-            return content.to(self.decoder.key.weight.dtype)
+            return content.to(self.decoder.embedding.weight.dtype)
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
             return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
 

@@ -50,10 +50,12 @@ class Decoder(nn.Module):
 
     h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
     EACL 2017), since 17,813 distinct captions are few. What a head tells is added to y where the LSTM reads it.
+    The LSTM hears y without dropout, so that each distinct word is read once. Additive attention has keys W_k v_n;
+    under the dot product W_k would do what W_q can do alone, and the keys are the values.
 
     Args:
-        vocabulary_size: V. channels: D of the region features. width: E. dropout: on regions, words and output.
-        attention: "additive" or "dot" (models/attention.py).
+        vocabulary_size: V. channels: D of the region features. width: E.
+        dropout: on regions, and in eq. 7 on y and on the sum. attention: "additive" or "dot" (models/attention.py).
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class Decoder(nn.Module):
         self.width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.region = nn.ModuleList([nn.LayerNorm(channels), nn.Linear(channels, width)])
-        self.key = nn.Linear(width, width)
         self.attention = nn.ModuleDict()
         if attention == "additive":
+            self.attention["key"] = nn.Linear(width, width)
             self.attention["score"] = nn.Linear(width, 1, bias=False)
         self.initial = nn.Linear(width, 2 * width)
         # one matrix product gives all that depends on h_{t-1}: the query, the context's gate, the LSTM's recurrence
@@ -86,7 +88,7 @@ class Decoder(nn.Module):
         weight, bias = project.weight * norm.weight, project.bias + project.weight @ norm.bias
         plain = functional.layer_norm(features, list(norm.normalized_shape), eps=norm.eps)
         values = self.dropout(functional.linear(plain, weight, bias).relu())
-        return Regions(self.key(values), values, mask)
+        return Regions(self.attention["key"](values) if self.attention else values, values, mask)
 
     def start(self, regions: Regions) -> State:
         """h_0 and c_0 from the mean of the regions that are there."""
@@ -108,8 +110,9 @@ class Decoder(nn.Module):
         """
         images = len(regions.keys)
         grouping = Grouping.of(torch.arange(images, device=tokens.device) if image_of is None else image_of, images)
-        words = self.dropout(self.embedding(tokens.T))  # [T, P, E]
-        from_words = self.from_word(words if told is None else words + told)  # none of it depends on the state
+        words, from_words = self._read(tokens.T)  # [T, P, ...]; none of it depends on the state
+        if told is not None:
+            from_words = from_words + self._heard(told)
         start = self.start(regions)
         hiddens, contexts, attention = Recurrence.apply(
             *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
@@ -123,21 +126,34 @@ class Decoder(nn.Module):
 
     def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
         """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
-        words = self.dropout(self.embedding(tokens))
-        heard = words
+        words, from_words = self._read(tokens)
         if regions.told is not None:
-            heard = (words.view(len(regions.told), -1, self.width) + regions.told[:, None]).flatten(0, 1)
+            told = self._heard(regions.told)
+            from_words = (from_words.view(len(told), -1, 4 * self.width) + told[:, None]).flatten(0, 1)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
         query = query.view(regions.keys.shape[0], -1, self.width)  # [B, c, E]; len() would fix B in an export
         attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
         context = torch.sigmoid(gate) * (attention.to(regions.values.dtype) @ regions.values).flatten(0, 1)
-        i, f, o, g = (self.from_word(heard) + recurrent + self.from_context(context)).chunk(4, -1)
+        i, f, o, g = (from_words + recurrent + self.from_context(context)).chunk(4, -1)
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell).to(o.dtype)
         return self._logits(hidden, context, words), State(hidden, cell), attention.flatten(0, 1)
 
+    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the words, [..., E], and what the LSTM's gates get of them, [..., 4 E]."""
+        if torch.compiler.is_exporting():  # how many words are distinct would be a shape that depends on the data
+            words = self.embedding(tokens)
+            return words, self.from_word(words)
+        distinct, which = tokens.unique(return_inverse=True)
+        words = self.embedding(distinct)
+        return self.dropout(functional.embedding(which, words)), functional.embedding(which, self.from_word(words))
+
+    def _heard(self, told: Tensor) -> Tensor:
+        """What the LSTM's gates get of what a head tells, added to that of a word."""
+        return functional.linear(told, self.from_word.weight)
+
     def _score(self, keys: Tensor) -> Tensor | None:
-        return next((weight[0].to(keys.dtype) for weight in self.attention.parameters()), None)
+        return self.attention.get_parameter("score.weight")[0].to(keys.dtype) if self.attention else None
 
     def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
         return self.classifier(self.dropout(hidden + self.output_context(context) + words))

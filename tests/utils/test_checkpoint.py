@@ -163,9 +163,9 @@ def test_parts_that_do_not_fit_are_refused(path: Path, fault: str) -> None:
         case "config":
             metadata["config"] = json.dumps({"unknown": 1})
         case "shape":
-            tensors["decoder.key.weight"] = torch.zeros(3, 3)
+            tensors["decoder.from_word.weight"] = torch.zeros(3, 3)
         case "missing":
-            del tensors["decoder.key.weight"]
+            del tensors["decoder.from_word.weight"]
         case "extra":
             tensors["decoder.other"] = torch.zeros(3)
         case "encoder":
@@ -235,7 +235,7 @@ def test_a_header_that_claims_a_terabyte_is_refused(path: Path) -> None:
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    header["decoder.key.weight"] |= {"shape": [10**6, 250_000], "data_offsets": [0, 10**12]}
+    header["decoder.from_word.weight"] |= {"shape": [10**6, 250_000], "data_offsets": [0, 10**12]}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     with pytest.raises(UserError, match="not a safetensors checkpoint"):
@@ -260,7 +260,7 @@ def test_paths_are_neither_written_nor_followed(tmp_path: Path, path: Path) -> N
 
 def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
     tensors = load_file(path)
-    tensors["decoder.key.weight"][0, 0] = torch.nan
+    tensors["decoder.from_word.weight"][0, 0] = torch.nan
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
