@@ -124,7 +124,7 @@ def training(attention: str, seconds: float) -> Iterator[Row]:
     ours = Training(attention, store(IMAGES))
     rates = taking_turns(ours.step, UsualTraining(ours).step, seconds)
     done, spent = 0.0, 0.0
-    for _ in range(2):
+    for _ in range(IMAGES // BATCH):  # an epoch: some batches have longer captions than others
         counted: list[float] = []
         spent += flops(lambda: counted.append(ours.step()))  # noqa: B023
         done += counted[0]
