@@ -8,13 +8,13 @@ import argparse
 import http.client
 import os
 import shutil
-import tarfile
 import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from backports import tarfile  # Python 3.11.2, which Debian 12 has, knows no filter yet
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
