@@ -20,7 +20,7 @@ from data.loading import Content, ImageFiles, Readable, Regions, Visuals, in_ord
 from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
-from data.regions import RegionFinder, RegionSpec
+from data.regions import METHOD, RegionFinder, RegionSpec
 from data.synthetic import VERSION, write_dataset
 from data.transforms import Preprocessing
 from models.encoder import Encoder
@@ -181,6 +181,7 @@ def stored_regions(
     files = image_files(config, dataset, images)
     description = {
         "regions": asdict(finder.spec),
+        "method": METHOD,
         "side": finder.side,
         "preprocessing": preprocessing_of(config).to_dict(),
         "blank": config.data.blank_images,

@@ -10,7 +10,17 @@ from data.errors import UserError
 from data.images import read_image
 from data.loading import ImageFiles, Visuals
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
-from data.regions import RegionFinder, RegionSpec, cell_shares, grouping, segment, unpacked
+from data.regions import (
+    ORIENTATIONS,
+    STRENGTHS,
+    RegionFinder,
+    RegionSpec,
+    _textures,
+    cell_shares,
+    grouping,
+    segment,
+    unpacked,
+)
 from data.transforms import Preprocessing, view_of
 from models.views import VIEWS, turned
 
@@ -76,6 +86,22 @@ def test_grouping_merges_what_is_alike_first() -> None:
     pairs = {tuple(np.flatnonzero(row)) for row in members[4:]}
     assert pairs == {(0, 1), (2, 3), (0, 1, 2, 3)}
     assert parents.tolist() == [parents[0], parents[0], parents[2], parents[2], 6, 6, 7]
+
+
+def test_texture_tells_apart_what_has_the_same_colours() -> None:
+    labels = np.repeat(np.arange(4), 16)[None].repeat(64, 0)  # four strips
+    stripes = np.tile(np.repeat(np.array([80, 160], np.uint8), 4), 8)
+    image = np.where(labels < 2, stripes[:, None], stripes)[..., None].repeat(3, 2)  # lying, lying, upright, upright
+    members, _ = grouping(labels, image)
+    assert {tuple(np.flatnonzero(row)) for row in members[4:6]} == {(0, 1), (2, 3)}
+
+
+def test_a_colour_has_its_own_texture() -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[..., 0] = np.tile(np.repeat(np.array([0, 200], np.uint8), 4), 4)  # upright stripes of red
+    red, green, blue = _textures(np.zeros((32, 32), int), image)[0].reshape(3, ORIENTATIONS, STRENGTHS)
+    assert red[0, 1:].any() and not red[2, 1:].any()  # steep to the side, flat downwards
+    assert (green[:, 0] == green.sum(1)).all() and (blue[:, 0] == blue.sum(1)).all()  # flat in every direction
 
 
 def test_fewer_regions_than_asked_for_leave_the_rest_missing() -> None:
