@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +199,7 @@ def tuning(seconds: float) -> Iterator[Row]:
 def regions(seconds: float) -> Iterator[Row]:
     encoder, _ = encoders()
     few = ImageFiles(pictures(32), Preprocessing())
-    many = ImageFiles(8 * list(few.paths), Preprocessing())
+    many = ImageFiles(12 * list(few.paths), Preprocessing())
     images = few.read(range(32))
     features = encode(encoder, images, PRECISION).float()
     for kind in ("slic", "felzenszwalb", "selective_search"):
@@ -207,7 +207,7 @@ def regions(seconds: float) -> Iterator[Row]:
             encode(encoder, images, PRECISION)  # translates it
             extracted = len(images) / best(lambda: encode(encoder, images, PRECISION), 5)
         found = find_all(many, RegionFinder(RegionSpec(kind), 7))
-        next(found)  # all processes have started
+        list(islice(found, 4 * len(images)))  # by then all processes have started
         began = time.perf_counter()
         shares = np.stack([regions.shares for regions, _ in found])
         for i in range(0, len(shares), len(images)):
