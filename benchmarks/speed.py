@@ -43,6 +43,7 @@ from models.pooling import pool_regions
 from models.runtime import translated
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.devices import autocast, keep_freed_memory
+from utils.inference import CAPTIONED
 from utils.sources import encode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,9 +135,9 @@ def training(attention: str, seconds: float) -> Iterator[Row]:
 
 def beam(seconds: float) -> Iterator[Row]:
     shipped = load_checkpoint(SHIPPED).captioner
-    paths = pictures(BATCH)
-    images = ImageFiles(paths, Preprocessing()).read(range(len(paths)))
-    features = encode(shipped.encoder, images, PRECISION)
+    files = ImageFiles(pictures(CAPTIONED), Preprocessing())
+    looks = (files.read(key.rows) for key in in_order(range(CAPTIONED), BATCH))
+    features = torch.cat([encode(shipped.encoder, images, PRECISION) for images in looks])
     theirs = yardstick.Yardstick.of(shipped.decoder).eval()
     turn = cycle(range(len(features)))
 

@@ -104,7 +104,7 @@ class Captioner(nn.Module):
         features = self.features(visual.content, views)
         regions = self._prepare(features, visual.shares)
         told = [teller.draw(features, temperature, generator) for teller in self.tellers]
-        return regions._replace(told=torch.stack(told).sum(0)) if told else regions
+        return regions._replace(told=self.decoder.hear(torch.stack(told).sum(0))) if told else regions
 
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`.
@@ -115,7 +115,8 @@ class Captioner(nn.Module):
         regions = self._prepare(features, visual.shares)
         heads = self._heads(Seen(features, tokens, image_of), shown)
         told = [given["told"] for given in heads.values() if "told" in given]
-        logits, attention = self.decoder(regions, tokens, image_of, torch.stack(told).sum(0) if told else None)
+        heard = self.decoder.hear(torch.stack(told).sum(0)) if told else None
+        logits, attention = self.decoder(regions, tokens, image_of, heard)
         mask = None if regions.mask is None else regions.mask[image_of]
         return Output(logits, attention, mask, heads)
 

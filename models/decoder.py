@@ -16,7 +16,7 @@ from models.recurrence import Grouping, Recurrence
 class Regions(NamedTuple):
     """What the decoder needs of each image, computed once: keys and values [B, N, E], mask [B, N] or None.
 
-    `told` [B, E] is what a head tells the decoder with every word; None: nothing.
+    `told` [B, 4 E] is what the LSTM's gates hear of a head with every word (`Decoder.hear`); None: nothing.
     """
 
     keys: Tensor
@@ -27,7 +27,8 @@ class Regions(NamedTuple):
     def select(self, rows: Tensor) -> "Regions":
         """The regions of these rows, in this order."""
         mask, told = (None if part is None else part.index_select(0, rows) for part in (self.mask, self.told))
-        return Regions(self.keys.index_select(0, rows), self.values.index_select(0, rows), mask, told)
+        values = self.values.index_select(0, rows)
+        return Regions(values if self.keys is self.values else self.keys.index_select(0, rows), values, mask, told)
 
 
 class State(NamedTuple):
@@ -105,14 +106,14 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64.
 
-        Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image. `told` [P, E]
-        is what a head tells of each caption, in place of what the regions hold.
+        Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image. `told`
+        [P, 4 E] is what the gates `hear` of a head with each caption, in place of what the regions hold.
         """
         images = len(regions.keys)
-        grouping = Grouping.of(torch.arange(images, device=tokens.device) if image_of is None else image_of, images)
+        grouping = Grouping.even(tokens, images) if image_of is None else Grouping.of(image_of, images)
         words, from_words = self._read(tokens.T)  # [T, P, ...]; none of it depends on the state
         if told is not None:
-            from_words = from_words + self._heard(told)
+            from_words = from_words + told
         start = self.start(regions)
         hiddens, contexts, attention = Recurrence.apply(
             *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
@@ -122,22 +123,39 @@ class Decoder(nn.Module):
                 for parameter in (*self.from_hidden.parameters(), self.from_context.weight)
             ),
         )
-        return self._logits(hiddens, contexts, words).transpose(0, 1), attention.transpose(0, 1)
+        logits = self._logits(hiddens, self.output_context(contexts), words)
+        return logits.transpose(0, 1), attention.transpose(0, 1)
 
-    def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
-        """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64, P = B * c."""
+    def step(
+        self,
+        regions: Regions,
+        state: State,
+        tokens: Tensor,
+        image_of: Tensor | None = None,
+        after: Tensor | None = None,
+    ) -> tuple[Tensor, State, Tensor]:
+        """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64.
+
+        State s of S is of image `image_of[s]`, those of an image side by side; None: as many of every image. Token p
+        follows state `after[p]`; None: token s. Where the decoder looks depends on the words before, so that it is
+        computed once for all words that follow the same state, as beams and samples of an image often do.
+        """
         words, from_words = self._read(tokens)
-        if regions.told is not None:
-            told = self._heard(regions.told)
-            from_words = (from_words.view(len(told), -1, 4 * self.width) + told[:, None]).flatten(0, 1)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
-        query = query.view(regions.keys.shape[0], -1, self.width)  # [B, c, E]; len() would fix B in an export
-        attention = weights(energies(regions.keys, query, self._score(regions.keys)), regions.mask)
-        context = torch.sigmoid(gate) * (attention.to(regions.values.dtype) @ regions.values).flatten(0, 1)
-        i, f, o, g = (from_words + recurrent + self.from_context(context)).chunk(4, -1)
-        cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
+        images = regions.keys.shape[0]  # len() would fix it in an export
+        captions = Grouping.even(query, images) if image_of is None else Grouping.of(image_of, images)
+        looked = weights(energies(regions.keys, captions.split(query), self._score(regions.keys)), regions.mask)
+        attention, attended = captions.join(looked), captions.join(looked.to(regions.values.dtype) @ regions.values)
+        context = torch.sigmoid(gate) * attended
+        gates, shown, cell = recurrent + self.from_context(context), self.output_context(context), state.cell
+        if regions.told is not None:
+            gates = gates + captions.repeat(regions.told)
+        if after is not None:
+            gates, shown, cell, attention = (part.index_select(0, after) for part in (gates, shown, cell, attention))
+        i, f, o, g = (from_words + gates).chunk(4, -1)
+        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell).to(o.dtype)
-        return self._logits(hidden, context, words), State(hidden, cell), attention.flatten(0, 1)
+        return self._logits(hidden, shown, words), State(hidden, cell), attention
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the words, [..., E], and what the LSTM's gates get of them, [..., 4 E]."""
@@ -148,12 +166,12 @@ class Decoder(nn.Module):
         words = self.embedding(distinct)
         return self.dropout(functional.embedding(which, words)), functional.embedding(which, self.from_word(words))
 
-    def _heard(self, told: Tensor) -> Tensor:
-        """What the LSTM's gates get of what a head tells, added to that of a word."""
+    def hear(self, told: Tensor) -> Tensor:
+        """What the LSTM's gates get [..., 4 E] of what a head tells [..., E], added to that of every word."""
         return functional.linear(told, self.from_word.weight)
 
     def _score(self, keys: Tensor) -> Tensor | None:
         return self.attention.get_parameter("score.weight")[0].to(keys.dtype) if self.attention else None
 
-    def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
-        return self.classifier(self.dropout(hidden + self.output_context(context) + words))
+    def _logits(self, hidden: Tensor, shown: Tensor, words: Tensor) -> Tensor:
+        return self.classifier(self.dropout(hidden + shown + words))

@@ -45,9 +45,12 @@ def beam_search(
         raise ValueError(f"beam_size {beam_size} and max_words {max_words} must be at least 1")
     images, device = regions.keys.shape[0], regions.keys.device
     here = torch.arange(images, device=device)  # the images that are not done, [b]; what follows is theirs alone
-    state = decoder.start(regions)  # the beams of an image side by side: one, and after the first word `beam_size`
+    state = decoder.start(regions)
     running = torch.zeros(images, 1, device=device)  # log p of the captions that still run, [b, k]
     last = torch.full((images,), START, device=device)
+    # the states that captions go on from, those of an image side by side: of which image each is, and which each
+    # caption's is, since beams that went on from the same one share it; None: each caption has its own
+    image_of = after = None
 
     # of all images: scores of the captions that have ended, sorted, and (words, beam) of their last words; and of
     # every step the words, the beams that they go on from and where these looked
@@ -57,7 +60,7 @@ def beam_search(
     attentions = torch.zeros(max_words, images, beam_size, regions.keys.shape[1], device=device)
 
     for length in range(max_words + 1):
-        logits, state, attention = decoder.step(regions, state, last)
+        logits, state, attention = decoder.step(regions, state, last, image_of, after)
         log_p = _log_probabilities(logits).view(*running.shape, -1) + running[..., None]  # [b, k, V]
         beams, norm = running.shape[1], (length + 1) ** length_penalty
         worst = ended[here, -1]
@@ -77,8 +80,10 @@ def beam_search(
         attentions[length, here, : word.shape[1]] = attention.view(len(here), beams, -1).gather(
             1, parent[..., None].expand(-1, -1, attention.shape[-1])
         )
-        rows = (torch.arange(len(here), device=device)[:, None] * beams + parent)[going].flatten()
-        state, last = state.select(rows), word[going].flatten()
+        follows = torch.arange(len(here), device=device)[:, None] * beams + parent
+        rows, after = follows[going].unique(return_inverse=True)
+        state, last, after = state.select(rows), word[going].flatten(), after.flatten()
+        image_of = (going.cumsum(0) - 1)[torch.div(rows, beams, rounding_mode="floor")]
         if not bool(going.all()):
             here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
     return _trace(ended, ended_at, words, parents, attentions)

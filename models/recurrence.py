@@ -35,6 +35,12 @@ class Grouping(NamedTuple):
         caption[image_of, among] = torch.arange(len(image_of), device=image_of.device)
         return cls(caption, image_of * width + among)
 
+    @classmethod
+    def even(cls, rows: Tensor, images: int) -> "Grouping":
+        """Of rows [P, ...], as many of every image."""
+        place = torch.arange(rows.shape[0], device=rows.device)
+        return cls(place.view(images, -1), place)
+
     def split(self, rows: Tensor) -> Tensor:
         """[P, ...] as [B, c, ...], with rows that mean nothing where an image has fewer than c captions."""
         return rows.index_select(0, self.caption.flatten()).view(*self.caption.shape, *rows.shape[1:])

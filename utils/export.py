@@ -80,10 +80,18 @@ class ExportedDecoder:
         """The first state of each image."""
         return self.initial
 
-    def step(self, regions: Regions, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
-        """As `Decoder.step`; step.onnx takes one caption an image, so that those with several are repeated."""
-        looked_at = (part.repeat_interleave(len(tokens) // len(part), 0) for part in (regions.keys, regions.values))
-        given = dict(zip((*REGIONS, *STATE, "tokens"), (*looked_at, *state, tokens), strict=True))
+    def step(
+        self,
+        regions: Regions,
+        state: State,
+        tokens: Tensor,
+        image_of: Tensor | None = None,
+        after: Tensor | None = None,
+    ) -> tuple[Tensor, State, Tensor]:
+        """As `Decoder.step`; step.onnx takes one caption an image, so that what several share is repeated."""
+        if image_of is not None and after is not None:
+            regions, state = regions.select(image_of[after]), state.select(after)
+        given = dict(zip((*REGIONS, *STATE, "tokens"), (regions.keys, regions.values, *state, tokens), strict=True))
         logits, hidden, cell, attention = run(self.session, **given)
         return logits, State(hidden, cell), attention
 

@@ -11,11 +11,14 @@ from data.loading import Readable, in_order, visual_loader
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoding import Hypothesis, beam_search, greedy, sample
-from models.pooling import Visual
+from models.pooling import Visual, together
 from models.runtime import translated
 from utils.config import DecodingConfig
 from utils.devices import autocast
 from utils.progress import track
+
+LOOKED_AT = 64  # images that are read and seen by the encoder at a time
+CAPTIONED = 256  # images that are captioned at a time: on a CPU a fifth faster than 64, since products are larger
 
 
 class Caption(NamedTuple):
@@ -41,18 +44,34 @@ def caption_rows(
     rows: Sequence[int],
     decoding: DecodingConfig,
     precision: str,
-    batch_size: int = 64,
+    batch_size: int = CAPTIONED,
     what: str = "captions",
 ) -> Iterator[list[Caption]]:
     """For each of `rows`, in order, its captions, best first, under a progress bar named `what`.
 
     A beam gives `beam_size` captions an image, sampling `samples`, anything else one.
     """
-    keys = in_order(rows, batch_size)
+    size = min(batch_size, LOOKED_AT)
+    keys = in_order(rows, size)
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
+    seen: list[Visual] = []
     with translated(captioner.encoder, len(rows) * decoding.views, precision):
-        for key, chunk in zip(keys, chunks, strict=True):
-            yield from caption_batch(captioner, vocabulary, chunk, decoding, precision, seed=key.rows[0])
+        for done, chunk in enumerate(chunks, 1):
+            seen.append(look(captioner, chunk, decoding.views, precision))
+            if len(seen) == batch_size // size or done == len(keys):
+                first = keys[done - len(seen)].rows[0]
+                yield from caption_batch(captioner, vocabulary, together(seen), decoding, precision, seed=first)
+                seen.clear()
+
+
+@torch.inference_mode()
+def look(captioner: Captioner, visual: Visual, views: int, precision: str) -> Visual:
+    """A batch with features in place of images."""
+    device = captioner.encoder.mean.device
+    captioner.eval()
+    with autocast(device, precision):
+        visual = visual.to(device)
+        return visual._replace(content=captioner.features(visual.content, views))
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.decoder import Decoder, Regions
+from models.decoder import Decoder, Regions, State
 
 V, D, E, P, T, N = 11, 7, 8, 3, 5, 6
 IMAGE_OF = torch.tensor([0, 0, 0, 2, 3, 3])  # image 1 has no caption
@@ -73,6 +73,22 @@ def test_teacher_forcing_is_step_after_step() -> None:
         torch.testing.assert_close(attention[:, t], step_attention)
 
 
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+def test_words_that_follow_the_same_state_are_as_if_each_had_it_alone(attention: str) -> None:
+    torch.manual_seed(0)
+    model = decoder(attention)
+    regions = model.prepare(torch.randn(4, N, D), torch.arange(N) < torch.tensor([[6], [2], [4], [5]]))
+    regions = regions._replace(told=torch.randn(4, 4 * E))
+    image_of, after = torch.tensor([0, 0, 2, 3]), torch.tensor([1, 0, 1, 3, 3, 3])  # state 2 is of use to no word
+    state, tokens = State(torch.randn(4, E), torch.randn(4, E)), torch.tensor([4, 4, 5, 6, 6, 7])
+    logits, new, looked = model.step(regions, state, tokens, image_of, after)
+    for p, s in enumerate(after):
+        own = model.step(regions.select(image_of[s : s + 1]), state.select(s[None]), tokens[p : p + 1])
+        torch.testing.assert_close(
+            (logits[p], new.hidden[p], new.cell[p], looked[p]), (own[0][0], *(x[0] for x in own[1]), own[2][0])
+        )
+
+
 def test_the_recurrence_is_an_lstm_cell_on_word_and_gated_context() -> None:
     model = decoder()
     regions = model.prepare(torch.randn(P, N, D), None)
@@ -106,15 +122,15 @@ def test_what_is_told_of_a_caption_comes_with_every_word_and_gets_its_gradient()
     for fast in (True, False):
         regions = model.prepare(features, None)
         logits, _ = (
-            model(regions, tokens, IMAGE_OF, told)
+            model(regions, tokens, IMAGE_OF, model.hear(told))
             if fast
-            else word_by_word(model, regions.select(IMAGE_OF)._replace(told=told), tokens)
+            else word_by_word(model, regions.select(IMAGE_OF)._replace(told=model.hear(told)), tokens)
         )
         found.append([logits, *torch.autograd.grad(logits.log_softmax(-1)[..., 3].square().sum(), told)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert (found[0][1].abs().sum(1) > 0).all()
-    nothing, _ = model(model.prepare(features, None), tokens, IMAGE_OF, torch.zeros_like(told))
+    nothing, _ = model(model.prepare(features, None), tokens, IMAGE_OF, model.hear(0 * told))
     torch.testing.assert_close(nothing, model(model.prepare(features, None), tokens, IMAGE_OF)[0], rtol=0, atol=0)
     assert (found[0][0] != nothing).any()
 
@@ -166,7 +182,7 @@ def test_each_distinct_word_is_read_once() -> None:
 def test_select() -> None:
     regions = Regions(torch.randn(2, N, E), torch.randn(2, N, E), torch.ones(2, N, dtype=torch.bool))
     assert regions.select(torch.tensor([0])).told is None
-    regions = regions._replace(told=torch.randn(2, E))
+    regions = regions._replace(told=torch.randn(2, 4 * E))
     chosen = regions.select(torch.tensor([1, 1, 0]))
     assert chosen.told is not None and regions.told is not None and torch.equal(chosen.told[1], regions.told[1])
     assert torch.equal(chosen.keys[1], regions.keys[1])

@@ -56,6 +56,18 @@ def test_every_method_captions_every_row_in_order(captioner: Captioner, method: 
             assert captions(captioner, [row], 1, method=method, beam_size=3)[0][0].words == beams[0].words
 
 
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_what_is_read_in_pieces_is_captioned_together(
+    captioner: Captioner, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at a time and then three, whether these are read at once or by twos: the same are drawn."""
+    rows = [5, 0, 3, 9, 1, 2, 7]
+    at_once = captions(captioner, rows, method=method)
+    monkeypatch.setattr("utils.inference.LOOKED_AT", 2)
+    in_pieces = captions(captioner, rows, method=method)
+    assert [[c.words for c in beams] for beams in in_pieces] == [[c.words for c in beams] for beams in at_once]
+
+
 class Images:
     def read(self, rows: Sequence[int], epoch: int = 0) -> Visual:
         rng = torch.Generator().manual_seed(0)
@@ -121,7 +133,7 @@ def test_with_a_latent_code_it_is_the_code_that_is_drawn(latent: Captioner) -> N
         visual = Features().read(rows)
         generator = torch.Generator().manual_seed(0)
         told = latent.heads["latent"].draw(visual.content, 1.0, generator)  # type: ignore[operator]
-        regions = latent.decoder.prepare(visual.content, None)._replace(told=told)
+        regions = latent.decoder.prepare(visual.content, None)._replace(told=latent.decoder.hear(told))
     assert [VOCABULARY.decode(h.tokens) for h in greedy_search(latent.decoder, regions, 6)] == [
         c[0].words for c in drawn
     ]
