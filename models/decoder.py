@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import energies, weights
+from models.dropout import Dropout
 from models.recurrence import Grouping, Recurrence
 
 # Shapes: B images, P captions (B * c where each image has c of them, side by side), T words, V vocabulary, N regions,
@@ -77,7 +78,7 @@ class Decoder(nn.Module):
         self.from_context = nn.Linear(width, 4 * width, bias=False)
         self.output_context = nn.Linear(width, width)
         self.classifier = nn.Linear(width, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.classifier.weight = self.embedding.weight
         nn.init.zeros_(self.classifier.bias)
