@@ -1,12 +1,14 @@
 """Encoders in ONNX Runtime, which looks at images on a CPU faster than PyTorch does.
 
-It computes a convolution with its activation in one pass, in memory that it keeps. PyTorch stays where gradients are
-wanted, on GPUs, and in bfloat16.
+It computes a convolution with its activation in one pass, in memory that it keeps, and each core has an image of its
+own: what a layer gives of one image stays in the core's cache, what it gives of a batch does not. PyTorch stays where
+gradients are wanted, on GPUs, and in bfloat16.
 """
 
 import io
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,13 +53,15 @@ class Translation:
             if self.session is None:
                 return self.encoder(images)
             self.encoder.translation = self
-        return run(self.session, images=images)[0]
+        session = self.session
+        with ThreadPoolExecutor(torch.get_num_threads()) as cores:
+            return torch.cat(list(cores.map(lambda image: run(session, images=image)[0], images.split(1))))
 
 
 def _session(encoder: Encoder, size: torch.Size) -> Any:
     noise = torch.randint(0, 256, (NOISE, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        session = open_session(_to_onnx(encoder, noise[:1]))
+        session = open_session(_to_onnx(encoder, noise[:1]), threads=1)
         features = run(session, images=noise)[0]
     except Exception:  # whatever does not translate: PyTorch can do without
         return None
@@ -66,12 +70,12 @@ def _session(encoder: Encoder, size: torch.Size) -> Any:
     return session if agree else None
 
 
-def open_session(model: Path | bytes) -> Any:
-    """An ONNX Runtime session of a file or its content, on as many threads as PyTorch."""
+def open_session(model: Path | bytes, threads: int | None = None) -> Any:
+    """An ONNX Runtime session of a file or its content, on so many threads a run (None: as many as PyTorch's)."""
     import onnxruntime  # here and below: a single caption does without
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads want the cores, too
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
