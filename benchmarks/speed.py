@@ -200,7 +200,7 @@ def tuning(seconds: float) -> Iterator[Row]:
 def regions(seconds: float) -> Iterator[Row]:
     encoder, _ = encoders()
     few = ImageFiles(pictures(32), Preprocessing())
-    many = ImageFiles(12 * list(few.paths), Preprocessing())
+    many = ImageFiles(20 * list(few.paths), Preprocessing())
     images = few.read(range(32))
     features = encode(encoder, images, PRECISION).float()
     for kind in ("slic", "felzenszwalb", "selective_search"):
@@ -210,7 +210,7 @@ def regions(seconds: float) -> Iterator[Row]:
         found = find_all(many, RegionFinder(RegionSpec(kind), 7))
         list(islice(found, 4 * len(images)))  # by then all processes have started
         began = time.perf_counter()
-        shares = np.stack([regions.shares for regions, _ in found])
+        shares = np.stack([regions.shares for regions, _ in islice(found, 14 * len(images))])  # and none has ended
         for i in range(0, len(shares), len(images)):
             some = torch.from_numpy(shares[i : i + len(images)])
             pool_regions(features[: len(some)], some)

@@ -78,9 +78,9 @@ def test_many_images_are_looked_at_through_onnx_runtime(captioner: Captioner, mo
     opened = []
     decoding = DecodingConfig(max_words=6, beam_size=2, views=8)
 
-    def session(*args: object) -> object:
-        opened.append(args)
-        return open_session(*args)  # type: ignore[arg-type]
+    def session(model: bytes, threads: int) -> object:
+        opened.append(model)
+        return open_session(model, threads)
 
     monkeypatch.setattr("models.runtime.open_session", session)
     monkeypatch.setattr("models.runtime.MANY", 32 * decoding.views)
