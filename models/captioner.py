@@ -13,6 +13,7 @@ from models.heads.concepts import ConceptHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
+from models.tokens import END, PAD
 from models.views import mean_over_views
 
 
@@ -109,6 +110,7 @@ class Captioner(nn.Module):
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
         """Teacher forcing of captions `tokens` [P, T] int64, caption p on image `image_of[p]`.
 
+        After the end of a caption, where nothing is to be predicted, logits and attention are 0.
         `shown` are by the name of a head captions that it looks at in their place.
         """
         features = self.features(visual.content)
@@ -116,7 +118,8 @@ class Captioner(nn.Module):
         heads = self._heads(Seen(features, tokens, image_of), shown)
         told = [given["told"] for given in heads.values() if "told" in given]
         heard = self.decoder.hear(torch.stack(told).sum(0)) if told else None
-        logits, attention = self.decoder(regions, tokens, image_of, heard)
+        ended = ((tokens == END) | (tokens == PAD)).cumsum(1) > 0
+        logits, attention = self.decoder(regions, tokens, image_of, heard, (~ended).sum(1))
         mask = None if regions.mask is None else regions.mask[image_of]
         return Output(logits, attention, mask, heads)
 

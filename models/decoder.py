@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from models.attention import energies, weights
 from models.dropout import Dropout
-from models.recurrence import Grouping, Recurrence
+from models.recurrence import Grouping, Packing, Recurrence
 
 # Shapes: B images, P captions (B * c where each image has c of them, side by side), T words, V vocabulary, N regions,
 # D encoder channels, E width of everything inside.
@@ -103,21 +103,31 @@ class Decoder(nn.Module):
         return State(hidden, cell.float())
 
     def forward(
-        self, regions: Regions, tokens: Tensor, image_of: Tensor | None = None, told: Tensor | None = None
+        self,
+        regions: Regions,
+        tokens: Tensor,
+        image_of: Tensor | None = None,
+        told: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: logits [P, T, V] and attention [P, T, N] after each of `tokens` [P, T] int64.
 
         Caption p is of image `image_of[p]`, those of one image side by side; None: one caption an image. `told`
-        [P, 4 E] is what the gates `hear` of a head with each caption, in place of what the regions hold.
+        [P, 4 E] is what the gates `hear` of a head with each caption, in place of what the regions hold. Of
+        caption p the first `lengths[p]` tokens are read, at least one, and both are 0 after the others; None: all are.
         """
         images = len(regions.keys)
         grouping = Grouping.even(tokens, images) if image_of is None else Grouping.of(image_of, images)
-        words, from_words = self._read(tokens.T)  # [T, P, ...]; none of it depends on the state
+        if lengths is None:
+            lengths = tokens.new_full(tokens.shape[:1], tokens.shape[1])
+        packing = Packing.of(lengths, tokens.shape[1])
+        grouping = grouping.ordered(packing.order)
+        words, from_words = self._read(packing.pack(tokens))  # [S, ...]; none of it depends on the state
         if told is not None:
-            from_words = from_words + told
+            from_words = from_words + told.index_select(0, packing.caption)
         start = self.start(regions)
         hiddens, contexts, attention = Recurrence.apply(
-            *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping),
+            *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping, packing.running),
             *(grouping.repeat(start.hidden), grouping.repeat(start.cell), from_words),
             *(
                 parameter.to(from_words.dtype)
@@ -125,7 +135,7 @@ class Decoder(nn.Module):
             ),
         )
         logits = self._logits(hiddens, self.output_context(contexts), words)
-        return logits.transpose(0, 1), attention.transpose(0, 1)
+        return packing.unpack(logits), packing.unpack(attention)
 
     def step(
         self,

@@ -11,7 +11,46 @@ from torch import Tensor
 
 from models.attention import additive_gradients, energies, weights
 
-# Shapes: B images, P captions, c captions of the image that has most, T words, N regions, E width.
+# Shapes: B images, P captions, c captions of the image that has most, T words of the longest, S words of all captions,
+# N regions, E width.
+
+
+class Packing(NamedTuple):
+    """The words of captions of different lengths without gaps: those of the first step, of the second, and so on.
+
+    Captions stand in the order of their lengths, the longest first, so that those that still run are always the first.
+
+    `order` [P] int64 says which caption stands where, `running` how many run at each step (S in all), `place` [S] int64
+    where in the flattened [P, T] of `shape` each word stands.
+    """
+
+    order: Tensor
+    running: tuple[int, ...]
+    place: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, lengths: Tensor, steps: int) -> "Packing":
+        """Of captions with so many words each [P] int64, none more than T = `steps`."""
+        order = lengths.argsort(descending=True, stable=True)
+        step = torch.arange(steps, device=lengths.device)[:, None]
+        there = step < lengths[order]  # [T, P]
+        running = tuple(count for count in there.sum(1).tolist() if count)
+        return cls(order, running, (order * steps + step)[there], (len(lengths), steps))
+
+    @property
+    def caption(self) -> Tensor:
+        """Which caption each word is of, int64 [S]."""
+        return torch.div(self.place, self.shape[1], rounding_mode="floor")
+
+    def pack(self, words: Tensor) -> Tensor:
+        """[P, T, ...] as [S, ...]."""
+        return words.flatten(0, 1).index_select(0, self.place)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[S, ...] as [P, T, ...], zeros where a caption has no word."""
+        padded = packed.new_zeros(self.shape[0] * self.shape[1], *packed.shape[1:])
+        return padded.index_copy(0, self.place, packed).view(*self.shape, *packed.shape[1:])
 
 
 class Grouping(NamedTuple):
@@ -41,6 +80,14 @@ class Grouping(NamedTuple):
         place = torch.arange(rows.shape[0], device=rows.device)
         return cls(place.view(images, -1), place)
 
+    def ordered(self, order: Tensor) -> "Grouping":
+        """The same captions in another order: first caption `order[0]`, and so on."""
+        return Grouping(order.argsort()[self.caption], self.place[order])
+
+    def first(self, count: int) -> "Grouping":
+        """Of the first captions alone, so many."""
+        return Grouping(self.caption.clamp(max=count - 1), self.place[:count])
+
     def split(self, rows: Tensor) -> Tensor:
         """[P, ...] as [B, c, ...], with rows that mean nothing where an image has fewer than c captions."""
         return rows.index_select(0, self.caption.flatten()).view(*self.caption.shape, *rows.shape[1:])
@@ -60,11 +107,12 @@ class Grouping(NamedTuple):
 
 
 class Recurrence(torch.autograd.Function):
-    """Hidden states [T, P, E], gated contexts [T, P, E] and attention [T, P, N] of all words.
+    """Hidden states [S, E], gated contexts [S, E] and attention [S, N] of all words, packed.
 
     Args:
-        keys, values: [B, N, E]; mask: bool [B, N] or None; score: [E] or None (models.attention); grouping: of the
-            captions. hidden, cell: the first state [P, E], cell in float32. from_words: [T, P, 4 E].
+        keys, values: [B, N, E]; mask: bool [B, N] or None; score: [E] or None (models.attention). grouping: of the
+            captions in the order of their packing; running: how many run at each step. hidden, cell: the first state
+            [P, E] in that order, cell in float32. from_words: [S, 4 E].
         w_hidden, b_hidden: [6 E, E], [6 E], the query, the context's gate and the recurrence of the LSTM's gates.
         w_context: [4 E, E]. All but cell, attention and mask in one floating dtype.
     """
@@ -77,6 +125,7 @@ class Recurrence(torch.autograd.Function):
         mask: Tensor | None,
         score: Tensor | None,
         grouping: Grouping,
+        running: tuple[int, ...],
         hidden: Tensor,
         cell: Tensor,
         from_words: Tensor,
@@ -85,37 +134,38 @@ class Recurrence(torch.autograd.Function):
         w_context: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loop on."""
-        steps, captions, width = *from_words.shape[:2], hidden.shape[1]
-        hiddens = hidden.new_empty(steps + 1, captions, width)
-        cells = cell.new_empty(steps + 1, captions, width)
-        pre = hidden.new_empty(steps, captions, 6 * width)  # query, then the gates after their nonlinearity
-        attended, contexts = hidden.new_empty(2, steps, captions, width)
-        attention = cell.new_empty(steps, captions, keys.shape[1])
+        captions, width, words = *hidden.shape, len(from_words)
+        hiddens = hidden.new_empty(captions + words, width)
+        cells = cell.new_empty(captions + words, width)
+        pre = hidden.new_empty(words, 6 * width)  # query, then the gates after their nonlinearity
+        attended, contexts = hidden.new_empty(2, words, width)
+        attention = cell.new_empty(words, keys.shape[1])
         # matrix products take the captions of an image together, with empty places; tangents are too dear for those
         own_keys = None if score is None else grouping.repeat(keys)
         from_hidden, from_context = w_hidden.T.contiguous(), w_context.T.contiguous()
-        hiddens[0], cells[0] = hidden, cell
-        for t in range(steps):
-            torch.addmm(b_hidden, hiddens[t], from_hidden, out=pre[t])
-            query, gate, gates = pre[t].split([width, width, 4 * width], -1)
+        hiddens[:captions], cells[:captions] = hidden, cell
+        for now, before, after in _steps(running, captions):
+            torch.addmm(b_hidden, hiddens[before], from_hidden, out=pre[now])
+            query, gate, gates = pre[now].split([width, width, 4 * width], -1)
+            group = grouping.first(len(query))
             if own_keys is None:
-                looked = weights(energies(keys, grouping.split(query), None), mask)
+                looked = weights(energies(keys, group.split(query), None), mask)
             else:
-                looked = weights(grouping.split(energies(own_keys, query[:, None], score)[:, 0]), mask)
-            attended[t] = grouping.join(looked.to(values.dtype) @ values)
-            attention[t] = grouping.join(looked)
-            torch.mul(gate.sigmoid_(), attended[t], out=contexts[t])
-            gates += from_words[t]
-            gates += contexts[t] @ from_context
+                looked = weights(group.split(energies(own_keys[: len(query)], query[:, None], score)[:, 0]), mask)
+            attended[now] = group.join(looked.to(values.dtype) @ values)
+            attention[now] = group.join(looked)
+            torch.mul(gate.sigmoid_(), attended[now], out=contexts[now])
+            gates += from_words[now]
+            gates += contexts[now] @ from_context
             gates[:, : 3 * width].sigmoid_()
             i, f, o, g = gates.split(width, -1)
-            torch.addcmul(f * cells[t], i, g.tanh_(), out=cells[t + 1])
-            torch.mul(o, torch.tanh(cells[t + 1]).to(o.dtype), out=hiddens[t + 1])
+            torch.addcmul(f * cells[before], i, g.tanh_(), out=cells[after])
+            torch.mul(o, torch.tanh(cells[after]).to(o.dtype), out=hiddens[after])
         ctx.save_for_backward(
             *(keys, own_keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context)
         )
-        ctx.grouping = grouping
-        return hiddens[1:], contexts, attention
+        ctx.grouping, ctx.running = grouping, running
+        return hiddens[captions:], contexts, attention
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -124,65 +174,76 @@ class Recurrence(torch.autograd.Function):
         keys, own_keys, values, score, hiddens, cells, pre, attended, contexts, attention, w_hidden, w_context = (
             ctx.saved_tensors
         )
-        grouping, width = ctx.grouping, hiddens.shape[-1]
-        steps = len(contexts)
+        grouping, running, width = ctx.grouping, ctx.running, hiddens.shape[-1]
+        captions = len(grouping.place)
+        steps = _steps(running, captions)
         of_pre, of_attended, of_energy = torch.empty_like(pre), torch.empty_like(attended), torch.empty_like(attention)
         if own_keys is not None:
             slopes, of_score = torch.zeros_like(own_keys), torch.zeros_like(score)
-        of_hidden, of_cell = torch.zeros_like(hiddens[0]), torch.zeros_like(cells[0])
-        for t in reversed(range(steps)):
-            query, gate, gates = pre[t].split([width, width, 4 * width], -1)
-            of_query, of_gate, of_gates = of_pre[t].split([width, width, 4 * width], -1)
+        of_hidden, of_cell = torch.zeros_like(hiddens[:captions]), torch.zeros_like(cells[:captions])
+        for now, before, after in reversed(steps):
+            query, gate, gates = pre[now].split([width, width, 4 * width], -1)
+            of_query, of_gate, of_gates = of_pre[now].split([width, width, 4 * width], -1)
+            count = len(query)
+            group = grouping.first(count)
 
             # the LSTM's cell; s (1 - s) is the derivative of a sigmoid s, 1 - h^2 that of tanh
             i, f, o, g = gates.split(width, -1)
-            of_hidden = of_hidden + of_hiddens[t]
-            tanh_cell = torch.tanh(cells[t + 1])
-            of_cell = of_cell + of_hidden * o * (1 - tanh_cell.square())
+            of_h = of_hidden[:count] + of_hiddens[now]
+            tanh_cell = torch.tanh(cells[after])
+            of_c = of_cell[:count] + of_h * o * (1 - tanh_cell.square())
             of_i, of_f, of_o, of_g = of_gates.split(width, -1)
-            of_i.copy_(of_cell * g * (i - i * i))
-            of_f.copy_(of_cell * cells[t] * (f - f * f))
-            of_o.copy_(of_hidden * tanh_cell * (o - o * o))
-            of_g.copy_(of_cell * i * (1 - g * g))
-            of_cell = of_cell * f
+            of_i.copy_(of_c * g * (i - i * i))
+            of_f.copy_(of_c * cells[before] * (f - f * f))
+            of_o.copy_(of_h * tanh_cell * (o - o * o))
+            of_g.copy_(of_c * i * (1 - g * g))
+            of_cell[:count] = of_c * f
 
             # the gated context
-            of_context = torch.addmm(of_contexts[t], of_gates, w_context)
-            of_attended[t] = of_context * gate
-            of_gate.copy_(of_context * attended[t] * (gate - gate * gate))
+            of_context = torch.addmm(of_contexts[now], of_gates, w_context)
+            of_attended[now] = of_context * gate
+            of_gate.copy_(of_context * attended[now] * (gate - gate * gate))
 
             # the attention
-            looked = attention[t]
-            of_looked = of_attention[t] + grouping.join(grouping.split(of_attended[t]) @ values.mT)
-            of_energy[t] = looked * (of_looked - (looked * of_looked).sum(-1, keepdim=True))
-            upstream = of_energy[t].to(keys.dtype)
+            looked = attention[now]
+            of_looked = of_attention[now] + group.join(group.split(of_attended[now]) @ values.mT)
+            of_energy[now] = looked * (of_looked - (looked * of_looked).sum(-1, keepdim=True))
+            upstream = of_energy[now].to(keys.dtype)
             if own_keys is None:
-                of_query.copy_(grouping.join(grouping.split(upstream) @ keys) * width**-0.5)
+                of_query.copy_(group.join(group.split(upstream) @ keys) * width**-0.5)
             else:
-                of_query.copy_(additive_gradients(own_keys, query, score, upstream, slopes, of_score))
-            of_hidden = of_pre[t] @ w_hidden
+                of_query.copy_(additive_gradients(own_keys[:count], query, score, upstream, slopes[:count], of_score))
+            of_hidden[:count] = of_pre[now] @ w_hidden
+
+        place = torch.cat([grouping.place[:count] * len(running) + t for t, count in enumerate(running)])
 
         def over_words(left: Tensor, right: Tensor) -> Tensor:
-            """Sum over words and captions of an image of left [T, P, N] times right [T, P, E]: [B, N, E]."""
-            rows = (grouping.split_padded(x.to(keys.dtype).transpose(0, 1)).flatten(1, 2) for x in (left, right))
+            """Sum over words and captions of an image of left [S, N] times right [S, E]: [B, N, E]."""
+            padded = (x.new_zeros(grouping.caption.numel() * len(running), x.shape[1]) for x in (left, right))
+            rows = (
+                p.index_copy_(0, place, x).view(len(keys), -1, x.shape[1])
+                for p, x in zip(padded, (left, right), strict=True)
+            )
             return next(rows).mT @ next(rows)
 
         if own_keys is None:
-            of_keys = over_words(of_energy, pre[..., :width]) * width**-0.5
+            of_keys = over_words(of_energy.to(keys.dtype), pre[:, :width]) * width**-0.5
         else:
             of_keys = score * grouping.split_padded(slopes).sum(1)
-        flat = of_pre.flatten(0, 1)
         return (
-            *(
-                of_keys,
-                over_words(attention, of_attended),
-                None,
-                None if score is None else of_score,
-                None,
-                of_hidden,
-                of_cell,
-            ),
-            of_pre[..., 2 * width :],
-            *(flat.T @ hiddens[:-1].flatten(0, 1), flat.sum(0)),
-            flat[:, 2 * width :].T @ contexts.flatten(0, 1),
+            *(of_keys, over_words(attention.to(keys.dtype), of_attended)),
+            *(None, None if score is None else of_score, None, None, of_hidden, of_cell),
+            of_pre[:, 2 * width :],
+            *(of_pre.T @ torch.cat([hiddens[before] for _, before, _ in steps]), of_pre.sum(0)),
+            of_pre[:, 2 * width :].T @ contexts,
         )
+
+
+def _steps(running: tuple[int, ...], captions: int) -> list[tuple[slice, slice, slice]]:
+    """Of each step its words among all, and its states before and after it among first states and words."""
+    steps, before, first = [], 0, 0
+    for count in running:
+        after = captions + first
+        steps.append((slice(first, first + count), slice(before, before + count), slice(after, after + count)))
+        before, first = after, first + count
+    return steps

@@ -22,9 +22,12 @@ def word_by_word(model: Decoder, regions: Regions, tokens: Tensor) -> tuple[Tens
     return torch.stack(logits, 1), torch.stack(attention, 1)
 
 
+@pytest.mark.parametrize("lengths", [None, [3, 5, 1, 4, 2, 4], [2, 2, 1, 1, 2, 1]])
 @pytest.mark.parametrize("attention", ["dot", "additive"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_written_out_gradient_is_that_of_autograd_word_by_word(attention: str, masked: bool) -> None:
+def test_the_written_out_gradient_is_that_of_autograd_word_by_word(
+    attention: str, masked: bool, lengths: list[int] | None
+) -> None:
     torch.manual_seed(0)
     model = decoder(attention)
     with torch.no_grad():  # attention far from even, so that its gradient counts
@@ -32,12 +35,16 @@ def test_the_written_out_gradient_is_that_of_autograd_word_by_word(attention: st
     features = torch.randn(4, N, D, requires_grad=True)
     mask = torch.rand(4, N) < 0.7 if masked else None
     tokens = torch.randint(V, (len(IMAGE_OF), T))
+    there = torch.arange(T) < torch.tensor(lengths or [T])[:, None]
     found = []
     for fast in (True, False):
         regions = model.prepare(features, mask)
-        logits, looked = (
-            model(regions, tokens, IMAGE_OF) if fast else word_by_word(model, regions.select(IMAGE_OF), tokens)
-        )
+        if fast:
+            logits, looked = model(
+                regions, tokens, IMAGE_OF, lengths=None if lengths is None else torch.tensor(lengths)
+            )
+        else:
+            logits, looked = (x * there[..., None] for x in word_by_word(model, regions.select(IMAGE_OF), tokens))
         loss = logits.log_softmax(-1)[..., 3].square().sum() + (looked.square() * torch.arange(N)).sum()
         found.append([logits, looked, *torch.autograd.grad(loss, [features, *model.parameters()])])
     for a, b in zip(*found, strict=True):
