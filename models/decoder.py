@@ -8,10 +8,11 @@ from torch.nn import functional
 
 from models.attention import energies, weights
 from models.dropout import Dropout
-from models.recurrence import Grouping, Packing, Recurrence
+from models.packing import Grouping, Packing
+from models.recurrence import Recurrence
 
-# Shapes: B images, P captions (B * c where each image has c of them, side by side), T words, V vocabulary, N regions,
-# D encoder channels, E width of everything inside.
+# Shapes: B images, P captions (B * c where each image has c of them, side by side), T words of the longest, S of all,
+# V vocabulary, N regions, D encoder channels, E width of everything inside.
 
 
 class Regions(NamedTuple):
@@ -147,9 +148,9 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, State, Tensor]:
         """One word further: logits [P, V], the new state and attention [P, N] after `tokens` [P] int64.
 
-        State s of S is of image `image_of[s]`, those of an image side by side; None: as many of every image. Token p
-        follows state `after[p]`; None: token s. Where the decoder looks depends on the words before, so that it is
-        computed once for all words that follow the same state, as beams and samples of an image often do.
+        State s is of image `image_of[s]`, those of an image side by side; None: as many of every image. Token p follows
+        state `after[p]`; None: state p. Where the decoder looks does not depend on the token, so that it is computed
+        once for all that follow the same state, as beams of an image often do.
         """
         words, from_words = self._read(tokens)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.recurrence import Grouping, Packing
+from models.packing import Grouping, Packing
 
 
 @pytest.mark.parametrize("lengths", [[3, 5, 1, 4, 4], [1], [2, 2, 2], [1, 1, 4]])
@@ -10,7 +10,7 @@ def test_packing_is_torchs(lengths: list[int]) -> None:
     words = torch.randn(len(lengths), 5, 2)
     packing = Packing.of(torch.tensor(lengths), 5)
     packed = pack_padded_sequence(words, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
-    assert packing.running == tuple(packed.batch_sizes.tolist())
+    assert packing.running == tuple(packed.batch_sizes.tolist()) and packed.sorted_indices is not None
     # captions of the same length may stand in any order; torch's is not stable
     assert [lengths[p] for p in packing.order] == [lengths[p] for p in packed.sorted_indices]
     padded, _ = pad_packed_sequence(packed, batch_first=True, total_length=5)
