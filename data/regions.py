@@ -131,7 +131,7 @@ def grouping(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndar
     members[np.arange(n), np.arange(n)] = True
     parents = np.full(total, total)
     near = _neighbours(labels, total)
-    looks = _grown(np.concatenate([_colours(labels, image), _textures(labels, image)], 1), total)
+    looks = _grown(np.concatenate([colours(labels, image), textures(labels, image)], 1), total)
     sizes = _grown(np.bincount(labels.ravel(), minlength=n).astype(float), total)
     corners = _grown(_corners(labels, n), total)  # least y, least x, and -(greatest y), -(greatest x)
 
@@ -202,13 +202,14 @@ def _histograms(labels: np.ndarray, bins: np.ndarray, count: int) -> np.ndarray:
     return counts / counts.sum(1, keepdims=True)
 
 
-def _colours(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
+def colours(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Histograms of hue, saturation and value over each segment, [n, 3 * 25], rows sum to 1."""
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV) / (360, 1, 1)
     return _histograms(labels, np.minimum(hsv * COLOURS, COLOURS - 1).astype(int), COLOURS)
 
 
-def _textures(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Gaussian derivatives (sigma 1) of each colour in eight directions."""
+def textures(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Histograms of each colour's Gaussian derivatives (sigma 1) in eight directions, [n, 3 * 8 * 10], rows sum to 1."""
     from scipy.ndimage import gaussian_filter
 
     values = image.astype(np.float32)

@@ -15,10 +15,10 @@ from data.regions import (
     STRENGTHS,
     RegionFinder,
     RegionSpec,
-    _textures,
     cell_shares,
     grouping,
     segment,
+    textures,
     unpacked,
 )
 from data.transforms import Preprocessing, view_of
@@ -99,7 +99,7 @@ def test_texture_tells_apart_what_has_the_same_colours() -> None:
 def test_a_colour_has_its_own_texture() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[..., 0] = np.tile(np.repeat(np.array([0, 200], np.uint8), 4), 4)  # upright stripes of red
-    red, green, blue = _textures(np.zeros((32, 32), int), image)[0].reshape(3, ORIENTATIONS, STRENGTHS)
+    red, green, blue = textures(np.zeros((32, 32), int), image)[0].reshape(3, ORIENTATIONS, STRENGTHS)
     assert red[0, 1:].any() and not red[2, 1:].any()  # steep to the side, flat downwards
     assert (green[:, 0] == green.sum(1)).all() and (blue[:, 0] == blue.sum(1)).all()  # flat in every direction
 
