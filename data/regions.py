@@ -209,7 +209,7 @@ def colours(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def textures(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Histograms of each colour's Gaussian derivatives (sigma 1) in eight directions, [n, 3 * 8 * 10], rows sum to 1."""
+    """Histograms of each colour's Gaussian derivatives in eight directions, [n, 3 * 8 * 10]; rows sum to 1."""
     from scipy.ndimage import gaussian_filter
 
     values = image.astype(np.float32)
