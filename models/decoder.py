@@ -150,7 +150,7 @@ class Decoder(nn.Module):
 
         State s is of image `image_of[s]`, those of an image side by side; None: as many of every image. Token p follows
         state `after[p]`; None: state p. Where the decoder looks does not depend on the token, so that it is computed
-        once for all that follow the same state, as beams of an image often do.
+        once for all that follow the same state, as beams and samples of an image often do.
         """
         words, from_words = self._read(tokens)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
