@@ -91,7 +91,8 @@ def main(arguments: argparse.Namespace) -> None:
         visuals = Visuals(image_files(config, dataset, images), regions)
         rows = range(len(images))
         beams = list(caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision))
-        grounding = ground(captioner, checkpoint.vocabulary, visuals, images, known_truth(dataset), precision)
+        truths, views = known_truth(dataset), config.decoding.views
+        grounding = ground(captioner, checkpoint.vocabulary, visuals, images, truths, precision, views)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
             "checkpoint": str(arguments.checkpoint or SHIPPED.name),

@@ -335,7 +335,7 @@ def validate(
     said = dict(gather_object(list(zip(mine, texts, strict=True))))
     scores = score_captions(said, {i: image.captions for i, image in enumerate(images)}, FAST).metrics
     scores |= score_heads(captioner, data.heads, data.batches["val"], precision, guides.show)
-    scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision)
+    scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision, config.decoding.views)
     return [said[row] for row in range(len(said))], scores
 
 

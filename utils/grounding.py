@@ -19,6 +19,7 @@ from data.synthetic import Truth, read_truth
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from utils.devices import autocast
+from utils.inference import look
 from utils.visualize import paint
 
 SCORES = ("pointing", "IoU", "chance")
@@ -38,6 +39,7 @@ def ground(
     images: Sequence[AnnotatedImage],
     truths: Mapping[str, Truth],
     precision: str,
+    views: int = 1,
     max_words: int = 30,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -48,7 +50,8 @@ def ground(
     - IoU: of the object and the pixels with attention above the middle between its lowest and its highest;
     - chance: the object's share of the image, which is what even attention has in both.
 
-    Empty where `truths` are, and where no word that the captioner knows names a class.
+    Images are seen in so many `views`, as for captions. Empty where `truths` are, and where no word that the captioner
+    knows names a class.
     """
     if not truths:
         return {}
@@ -59,8 +62,9 @@ def ground(
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for batch in loader(batches, keys, workers=0):
         on_device = batch.to(device)
+        visual = look(captioner, on_device.visuals, views, precision)
         with autocast(device, precision):
-            output = captioner(on_device.visuals, on_device.tokens[:, :-1], on_device.image_of)
+            output = captioner(visual, on_device.tokens[:, :-1], on_device.image_of)
         attention = output.attention.float().cpu().numpy()
         owners = batch.rows[batch.image_of].tolist()
         for place, row in enumerate(dict.fromkeys(owners)):

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.views import mean_over_views
 from utils.grounding import ground, known_truth, score_map, score_nouns
 
 
@@ -67,3 +69,26 @@ def test_an_even_attention_is_chance(scenes: Path) -> None:
     assert ground(captioner, vocabulary, Visuals(files), images, {}, "fp32") == {}
     nameless = Vocabulary([*SPECIALS, *(f"word{i}" for i in range(len(vocabulary) - len(SPECIALS)))])
     assert ground(captioner, nameless, Visuals(files), images, truths, "fp32") == {}
+
+
+class Averaged(ImageFiles):
+    """The features of images, averaged over their turns."""
+
+    encoder: Encoder
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        with torch.no_grad():
+            return mean_over_views(self.encoder, super().read(rows, epoch), 4)
+
+
+def test_images_are_seen_in_as_many_views_as_for_captions(scenes: Path) -> None:
+    torch.manual_seed(0)
+    dataset = load_dataset("RSICD", scenes)
+    truths, images = known_truth(dataset), dataset.split("val")[:6]
+    vocabulary = Vocabulary.build((tokenize(caption) for image in images for caption in image.captions), 1)
+    captioner = Captioner(Encoder("resnet18"), Decoder(len(vocabulary), 512, 16, 0.0)).eval()
+    paths = [dataset.path(image) for image in images]
+    files, averaged = ImageFiles(paths, Preprocessing(96)), Averaged(paths, Preprocessing(96))
+    averaged.encoder = captioner.encoder
+    once, turned = (ground(captioner, vocabulary, Visuals(files), images, truths, "fp32", views) for views in (1, 4))
+    assert turned == ground(captioner, vocabulary, Visuals(averaged), images, truths, "fp32") != once
