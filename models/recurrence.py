@@ -126,14 +126,14 @@ class Recurrence(torch.autograd.Function):
 
         place = torch.cat([grouping.place[:count] * len(running) + t for t, count in enumerate(running)])
 
+        def by_image(rows: Tensor) -> Tensor:
+            """[S, ...] as [B, c * T, ...], zeros where there is no word."""
+            padded = rows.new_zeros(grouping.caption.numel() * len(running), rows.shape[1])
+            return padded.index_copy_(0, place, rows).view(len(keys), -1, rows.shape[1])
+
         def over_words(left: Tensor, right: Tensor) -> Tensor:
             """Sum over words and captions of an image of left [S, N] times right [S, E]: [B, N, E]."""
-            padded = (x.new_zeros(grouping.caption.numel() * len(running), x.shape[1]) for x in (left, right))
-            rows = (
-                p.index_copy_(0, place, x).view(len(keys), -1, x.shape[1])
-                for p, x in zip(padded, (left, right), strict=True)
-            )
-            return next(rows).mT @ next(rows)
+            return by_image(left).mT @ by_image(right)
 
         if own_keys is None:
             of_keys = over_words(of_energy.to(keys.dtype), pre[:, :width]) * width**-0.5

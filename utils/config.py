@@ -191,9 +191,7 @@ class DecodingConfig(Section):
     length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
     temperature: Positive = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
     samples: UpTo1000 = 1  # captions of an image that sampling draws, shown best first
-    views: Literal[1, 2, 4, 8] = (
-        1  # turns of an image whose features are averaged (test-time augmentation); 8: flips, too
-    )
+    views: Literal[1, 2, 4, 8] = 1  # test-time augmentation: the mean over two or all four turns, or flips, too
 
 
 class TrackingConfig(Section):

@@ -84,17 +84,15 @@ def caption_batch(
     seed: int,
 ) -> list[list[Caption]]:
     """The captions of each image of a batch, best first; `seed` fixes what sampling draws."""
-    device = captioner.encoder.mean.device
-    captioner.eval()
-    with autocast(device, precision):
-        found = decode(captioner, visual.to(device), decoding, seed)
+    seen = look(captioner, visual, decoding.views, precision)
+    with autocast(seen.content.device, precision):
+        found = decode(captioner, seen, decoding, seed)
     return [[Caption(vocabulary.decode(h.tokens), h.score, h.attention.numpy()) for h in image] for image in found]
 
 
-def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
-    """The hypotheses for each image of a batch by the configured method; `seed` fixes what sampling draws."""
+def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
+    """The hypotheses for each image of a batch, `seen` as features, by the configured method; `seed` as above."""
     decoder, most = captioner.decoder, decoding.max_words
-    seen = visual._replace(content=captioner.features(visual.content, decoding.views))
     match decoding.method:
         case "beam":
             return beam_search(decoder, captioner.regions(seen), decoding.beam_size, most, decoding.length_penalty)
@@ -105,7 +103,7 @@ def decode(captioner: Captioner, visual: Visual, decoding: DecodingConfig, seed:
                 raise UserError("decoding.method=parallel wants a captioner with a loss of head: parallel")
             found = captioner.speaker.say(seen.content)
         case "sample":
-            generator = torch.Generator(visual.content.device).manual_seed(seed)
+            generator = torch.Generator(seen.content.device).manual_seed(seed)
             if captioner.draws_codes:
                 copies = seen.repeated(decoding.samples)
                 found = greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
