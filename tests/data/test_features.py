@@ -26,6 +26,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     rows = store.read([6, 0, 6])
     assert rows.dtype == torch.float16
     assert rows[:, 1, 4].tolist() == [10.0, 4.0, 10.0]
+    assert store.read([]).shape == (0, 2, 5)
     assert h5py.File(path)["features"].chunks == (1, 1, 2, 5)
     copy = pickle.loads(pickle.dumps(store))  # as a worker process gets it
     assert copy.read([3])[0, 0, 0] == 3
