@@ -60,7 +60,7 @@ from models.captioner import Captioner
 from models.encoder import Encoder
 from utils.checkpoint import Checkpoint, build_captioner
 from utils.criteria import build_criteria, log_terms, offered, stop_unless_finite
-from utils.devices import best_device, choose_precision, keep_freed_memory
+from utils.devices import best_device, choose_precision, tune_memory
 from utils.grounding import ground, known_truth
 from utils.guides import Guides, load_models
 from utils.heads import Head, Setting, build_heads, score_heads
@@ -96,7 +96,7 @@ def main(config: Config, resume: bool) -> None:
     """One run, from the files of a data set to the best checkpoint and a picture."""
     criteria = build_criteria(config)
     device = best_device()
-    keep_freed_memory()
+    tune_memory()
     precision = choose_precision(config.train.precision, device)
     # told that it is a CPU, it lets several processes speak over gloo
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)

@@ -42,7 +42,7 @@ from models.encoder import Encoder
 from models.pooling import pool_regions
 from models.runtime import translated
 from utils.checkpoint import SHIPPED, load_checkpoint
-from utils.devices import autocast, keep_freed_memory
+from utils.devices import autocast, tune_memory
 from utils.inference import CAPTIONED
 from utils.sources import encode
 
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--data-root", metavar="DIR", help="RSICD's files: adds two rows, as long as training takes")
     parser.add_argument("--seconds", type=float, default=20.0, help="that each row measures for (default: 20)")
     arguments = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     machine = limits()
     print(
         f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {PRECISION}: products "

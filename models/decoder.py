@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         caption p the first `lengths[p]` tokens are read, at least one, and both are 0 after the others; None: all are.
         """
         images = len(regions.keys)
-        grouping = Grouping.even(tokens, images) if image_of is None else Grouping.of(image_of, images)
+        grouping = Grouping.of(tokens, images, image_of)
         if lengths is None:
             lengths = tokens.new_full(tokens.shape[:1], tokens.shape[1])
         packing = Packing.of(lengths, tokens.shape[1])
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
         words, from_words = self._read(tokens)
         query, gate, recurrent = self.from_hidden(state.hidden).split([self.width, self.width, 4 * self.width], -1)
         images = regions.keys.shape[0]  # len() would fix it in an export
-        captions = Grouping.even(query, images) if image_of is None else Grouping.of(image_of, images)
+        captions = Grouping.of(query, images, image_of)
         looked = weights(energies(regions.keys, captions.split(query), self._score(regions.keys)), regions.mask)
         attention, attended = captions.join(looked), captions.join(looked.to(regions.values.dtype) @ regions.values)
         context = torch.sigmoid(gate) * attended

@@ -59,21 +59,17 @@ class Grouping(NamedTuple):
     place: Tensor
 
     @classmethod
-    def of(cls, image_of: Tensor, images: int) -> "Grouping":
-        """From the image of each caption [P], those of one image side by side."""
+    def of(cls, rows: Tensor, images: int, image_of: Tensor | None = None) -> "Grouping":
+        """Of rows [P, ...], row p of image `image_of[p]`, those of one image side by side; None: as many of every."""
+        row = torch.arange(rows.shape[0], device=rows.device)
+        if image_of is None:
+            return cls(row.view(images, -1), row)
         count = torch.bincount(image_of, minlength=images)
-        first = count.cumsum(0) - count
-        among = torch.arange(len(image_of), device=image_of.device) - first[image_of]
+        among = row - (count.cumsum(0) - count)[image_of]
         width = int(count.max())
         caption = image_of.new_zeros(images, width)
-        caption[image_of, among] = torch.arange(len(image_of), device=image_of.device)
+        caption[image_of, among] = row
         return cls(caption, image_of * width + among)
-
-    @classmethod
-    def even(cls, rows: Tensor, images: int) -> "Grouping":
-        """Of rows [P, ...], as many of every image."""
-        place = torch.arange(rows.shape[0], device=rows.device)
-        return cls(place.view(images, -1), place)
 
     def ordered(self, order: Tensor) -> "Grouping":
         """The same captions in another order: first caption `order[0]`, and so on."""

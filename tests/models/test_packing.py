@@ -23,7 +23,7 @@ def test_packing_is_torchs(lengths: list[int]) -> None:
 
 def test_captions_in_another_order_and_the_first_of_them_keep_their_images() -> None:
     image_of, order = torch.tensor([0, 0, 0, 2, 3, 3]), torch.tensor([4, 0, 3, 2, 5, 1])
-    grouping = Grouping.of(image_of, 4).ordered(order)
+    grouping = Grouping.of(image_of, 4, image_of).ordered(order)
     images, rows = torch.randn(4, 2), torch.randn(6, 2)
     for count in (6, 3, 1):
         some = grouping.first(count)
@@ -36,6 +36,6 @@ def test_captions_in_another_order_and_the_first_of_them_keep_their_images() -> 
 
 def test_as_many_captions_of_every_image_lie_side_by_side() -> None:
     rows = torch.randn(6, 2)
-    even = Grouping.even(rows, 2)
-    of = Grouping.of(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    even = Grouping.of(rows, 2)
+    of = Grouping.of(rows, 2, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert torch.equal(even.caption, of.caption) and torch.equal(even.place, of.place)

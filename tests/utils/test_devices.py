@@ -1,15 +1,17 @@
 """What freed memory costs can only be seen in a process of its own."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 ALLOCATE = """
 import resource, torch
-from utils.devices import keep_freed_memory
+from utils.devices import tune_memory
 for keep in (False, True):
-    if keep: keep_freed_memory()
+    if keep: tune_memory()
     for _ in range(20): torch.ones(2**24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10): torch.ones(2**24)
@@ -21,3 +23,20 @@ for keep in (False, True):
 def test_kept_memory_is_not_zeroed_again() -> None:
     freed, kept = map(int, subprocess.check_output([sys.executable, "-c", ALLOCATE], text=True).split())
     assert kept < freed / 10
+
+
+CONVOLVE = """
+import torch
+from utils.devices import tune_memory
+tune_memory()
+weight = torch.ones(8, 8, 3, 3)
+for height in [*range(100, 400), 100]: torch.conv2d(torch.ones(1, 8, height, 40), weight)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+@pytest.mark.parametrize(("capacity", "made"), [({}, 301), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, 300)])
+def test_onednn_forgets_the_kernels_of_old_shapes_unless_told_otherwise(capacity: dict[str, str], made: int) -> None:
+    environment = os.environ | {"ONEDNN_VERBOSE": "2"} | capacity
+    told = subprocess.check_output([sys.executable, "-c", CONVOLVE], text=True, env=environment).splitlines()
+    assert sum("create:cache_miss" in line and "convolution," in line for line in told) == made
