@@ -60,7 +60,7 @@ class Grouping(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor, images: int, image_of: Tensor | None = None) -> "Grouping":
-        """Of rows [P, ...], row p of image `image_of[p]`, those of one image side by side; None: as many of every."""
+        """Of rows [P, ...], row p of image `image_of[p]`, those of one side by side; None: as many of every image."""
         row = torch.arange(rows.shape[0], device=rows.device)
         if image_of is None:
             return cls(row.view(images, -1), row)

@@ -23,8 +23,8 @@ def test_packing_is_torchs(lengths: list[int]) -> None:
 
 def test_captions_in_another_order_and_the_first_of_them_keep_their_images() -> None:
     image_of, order = torch.tensor([0, 0, 0, 2, 3, 3]), torch.tensor([4, 0, 3, 2, 5, 1])
-    grouping = Grouping.of(image_of, 4, image_of).ordered(order)
     images, rows = torch.randn(4, 2), torch.randn(6, 2)
+    grouping = Grouping.of(rows, 4, image_of).ordered(order)
     for count in (6, 3, 1):
         some = grouping.first(count)
         assert torch.equal(some.repeat(images), images[image_of[order[:count]]])

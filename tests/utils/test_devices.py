@@ -1,4 +1,4 @@
-"""What freed memory costs can only be seen in a process of its own."""
+"""What memory costs can only be seen in a process of its own."""
 
 import os
 import subprocess
