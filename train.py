@@ -60,7 +60,7 @@ from models.captioner import Captioner
 from models.encoder import Encoder
 from utils.checkpoint import Checkpoint, build_captioner
 from utils.criteria import build_criteria, log_terms, offered, stop_unless_finite
-from utils.devices import best_device, choose_precision, tune_memory
+from utils.devices import best_device, choose_precision, choose_workers, tune_memory
 from utils.grounding import ground, known_truth
 from utils.guides import Guides, load_models
 from utils.heads import Head, Setting, build_heads, score_heads
@@ -254,7 +254,8 @@ def train_epoch(
     total = len(steps) * config.train.epochs
     steps = steps[progress.step - epoch * len(steps) :]
     keys = [key for step in steps for key in step]
-    stream = iter(track(loader(batches, keys, config.data.workers), len(keys), f"epoch {epoch + 1}"))
+    workers = choose_workers(config.data.workers, accelerator.device)
+    stream = iter(track(loader(batches, keys, workers), len(keys), f"epoch {epoch + 1}"))
     for step in safe.between(steps):
         rate = learning_rate(progress.step, total, config.train.warmup)
         for parameters in optimizer.param_groups:

@@ -31,26 +31,39 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import yardstick
-from benchmarks.standins import BATCH, PRECISION, Training, UsualTraining, folder, pictures, seen_store, store
+from benchmarks.standins import (
+    BATCH,
+    DEVICE,
+    PRECISION,
+    Training,
+    UsualTraining,
+    folder,
+    pictures,
+    seen_store,
+    settled,
+    store,
+)
 from data.images import read_image
 from data.loading import ImageFiles, in_order, visual_loader
 from data.region_store import find_all
 from data.regions import RegionFinder, RegionSpec
 from data.transforms import Preprocessing
+from models import capture
 from models.decoding import beam_search
 from models.encoder import Encoder
 from models.pooling import pool_regions
 from models.runtime import translated
 from utils.checkpoint import SHIPPED, load_checkpoint
-from utils.devices import autocast, tune_memory
+from utils.config import Config
+from utils.devices import autocast, choose_workers, tune_memory
 from utils.inference import CAPTIONED
 from utils.sources import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 512  # to train on
 ENCODER = "tf_efficientnet_lite2"
-CPU = torch.device("cpu")
 TRAIN = 8734  # RSICD's train images
+GPU = DEVICE.type == "cuda"
 
 
 class Limits(NamedTuple):
@@ -77,12 +90,12 @@ def taking_turns(ours: Callable[[], float], theirs: Callable[[], float], seconds
     """Median rates of both and the median ratio; each call returns how many things it did."""
     rates: list[list[float]] = [[], []]
     for call in (ours, theirs):  # once for what the first call sets up
-        call()
+        settled(call)
     began = time.perf_counter()
     while len(rates[1]) < 3 or time.perf_counter() - began < seconds:
         for rate, call in zip(rates, (ours, theirs), strict=True):
             start = time.perf_counter()
-            done = call()
+            done = settled(call)
             rate.append(done / (time.perf_counter() - start))
     ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
     return statistics.median(rates[0]), statistics.median(rates[1]), ratio
@@ -100,7 +113,7 @@ def best(call: Callable[[], object], runs: int = 15) -> float:
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        call()
+        settled(call)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -109,9 +122,10 @@ def best(call: Callable[[], object], runs: int = 15) -> float:
 def limits() -> Limits:
     """The machine's, in the precision that `train.precision: auto` chooses here."""
     dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
-    a, b = torch.randn(2, 2048, 2048, dtype=dtype)
-    products = 2 * 2048**3 / best(partial(torch.mm, a, b))
-    block = torch.randn(2**26)
+    side = 8192 if GPU else 2048
+    a, b = torch.randn(2, side, side, dtype=dtype, device=DEVICE)
+    products = 2 * side**3 / best(partial(torch.mm, a, b))
+    block = torch.randn(2**26, device=DEVICE)
     copies = 2 * 4 * 2**26 / best(partial(torch.empty_like(block).copy_, block))
     path = pictures(1)[0]
     jpegs = 1 / best(partial(read_image, path), 100)
@@ -124,25 +138,27 @@ def limits() -> Limits:
 def training(attention: str, seconds: float) -> Iterator[Row]:
     ours = Training(attention, store(IMAGES))
     rates = taking_turns(ours.step, UsualTraining(ours).step, seconds)
+    graphs, capture.GRAPHS = capture.GRAPHS, 0  # the products of a replay would not be counted
     done, spent = 0.0, 0.0
     for _ in range(IMAGES // BATCH):  # an epoch: some batches have longer captions than others
         counted: list[float] = []
         spent += flops(lambda: counted.append(ours.step()))  # noqa: B023
         done += counted[0]
+    capture.GRAPHS = graphs
     limit = limits().products * done / spent
     yield Row(f"decoder training, {attention}", "captions/s", *rates, limit)
 
 
 def beam(seconds: float) -> Iterator[Row]:
-    shipped = load_checkpoint(SHIPPED).captioner
+    shipped = load_checkpoint(SHIPPED).captioner.to(DEVICE)
     files = ImageFiles(pictures(CAPTIONED), Preprocessing())
     looks = (files.read(key.rows) for key in in_order(range(CAPTIONED), BATCH))
     features = torch.cat([encode(shipped.encoder, images, PRECISION) for images in looks])
-    theirs = yardstick.Yardstick.of(shipped.decoder).eval()
+    theirs = yardstick.Yardstick.of(shipped.decoder).to(DEVICE).eval()
     turn = cycle(range(len(features)))
 
     def ours() -> float:
-        with torch.inference_mode(), autocast(CPU, PRECISION):
+        with torch.inference_mode(), autocast(DEVICE, PRECISION):
             beam_search(shipped.decoder, shipped.decoder.prepare(features, None), 5)
         return len(features)
 
@@ -156,22 +172,25 @@ def beam(seconds: float) -> Iterator[Row]:
 
 def features(seconds: float) -> Iterator[Row]:
     encoder, usual = encoders()
-    paths = pictures(2 * yardstick.BATCH)
+    paths = pictures(2 * yardstick.BATCH) * (
+        TRAIN // 64 if GPU else 1
+    )  # enough that readers pay who take time to start
     files = ImageFiles(paths, Preprocessing())
     keys = in_order(range(len(paths)), yardstick.BATCH)
+    workers = choose_workers(Config().data.workers, DEVICE)
 
     def ours() -> float:
-        return sum(len(encode(encoder, images, PRECISION)) for images in visual_loader(files, keys, workers=0))
+        return sum(len(encode(encoder, images, PRECISION)) for images in visual_loader(files, keys, workers))
 
     def theirs() -> float:
         batches = (torch.stack([as_tensor(path) for path in paths[k.rows[0] : k.rows[-1] + 1]]) for k in keys)
-        return sum(len(yardstick.encode(usual, images)) for images in batches)
+        return sum(len(yardstick.encode(usual, images.to(DEVICE))) for images in batches)
 
     images = files.read(keys[0].rows)
     spent = flops(lambda: encode(encoder, images, PRECISION)) / len(images)
     with torch.no_grad(), translated(encoder, TRAIN, PRECISION):
         rates = taking_turns(ours, theirs, seconds)
-        exact = yardstick.encode(usual, images)
+        exact = yardstick.encode(usual, images.to(DEVICE))
         off = float((encode(encoder, images, PRECISION) - exact).norm() / exact.norm())
     note = f"features differ by {off:.1e} of their norm; reading JPEGs alone: {limits().jpegs:.0f}/s"
     yield Row("features from JPEG", "images/s", *rates, limits().products / spent, note)
@@ -179,10 +198,10 @@ def features(seconds: float) -> Iterator[Row]:
 
 def tuning(seconds: float) -> Iterator[Row]:
     encoder, usual = encoders()
-    images = ImageFiles(pictures(16), Preprocessing()).read(range(16))
+    images = ImageFiles(pictures(32), Preprocessing()).read(range(32 if GPU else 16)).to(DEVICE)
 
     def ours() -> float:
-        with autocast(CPU, PRECISION):
+        with autocast(DEVICE, PRECISION):
             loss = encoder.train()(images).float().square().mean()
         loss.backward()
         return len(images)
@@ -212,7 +231,7 @@ def regions(seconds: float) -> Iterator[Row]:
         began = time.perf_counter()
         shares = np.stack([regions.shares for regions, _ in islice(found, 14 * len(images))])  # and none has ended
         for i in range(0, len(shares), len(images)):
-            some = torch.from_numpy(shares[i : i + len(images)])
+            some = torch.from_numpy(shares[i : i + len(images)]).to(DEVICE)
             pool_regions(features[: len(some)], some)
         rate = len(shares) / (time.perf_counter() - began)
         ratio = rate / extracted
@@ -281,7 +300,7 @@ def encoders() -> tuple[Encoder, torch.nn.Module]:
     usual = yardstick.encoder(ENCODER)
     encoder = Encoder(ENCODER)
     encoder.backbone.load_state_dict(copy.deepcopy(usual.state_dict()))
-    return encoder, usual
+    return encoder.to(DEVICE), usual.to(DEVICE)
 
 
 def as_tensor(path: Path) -> Tensor:
@@ -308,7 +327,8 @@ def main() -> None:
     tune_memory()
     machine = limits()
     print(
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {PRECISION}: products "
+        f"{torch.cuda.get_device_name() if GPU else DEVICE}, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}, {PRECISION}: products "
         f"{machine.products / 1e9:.0f} GFLOP/s, copies {machine.copies / 1e9:.1f} GB/s, JPEGs {machine.jpegs:.0f}/s\n"
     )
     print("| what | ours | yardstick | ratio | limit | share | |\n|---|---:|---:|---:|---:|---:|---|")

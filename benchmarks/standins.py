@@ -1,11 +1,12 @@
 """Stand-ins of RSICD's sizes, and training on them: ours, and as it is usually written."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from models.tokens import PAD
 from train import train_step
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, RewardConfig
-from utils.devices import choose_precision
+from utils.devices import best_device, choose_precision
 from utils.guides import Rewards
 from utils.sources import encode
 
@@ -36,13 +37,23 @@ BATCH, CELLS, CHANNELS, WIDTH, WORDS = 64, 49, 1280, 512, 1350
 # of RSICD's train split: images with 1 to 5 distinct captions, and distinct captions of 3 to 22 words
 DISTINCT = (4529, 1403, 1296, 942, 564)
 LENGTHS = (16, 75, 148, 421, 1621, 2118, 2422, 2321, 2212, 1781, 1325, 975, 651, 591, 395, 266, 138, 106, 87, 53)
-PRECISION = choose_precision("auto", torch.device("cpu"))
+DEVICE = best_device()
+PRECISION = choose_precision("auto", DEVICE)
+T = TypeVar("T")
 
 
 @cache
 def scratch() -> TemporaryDirectory:
     """A folder until the program ends."""
     return TemporaryDirectory(prefix="speed-")
+
+
+def settled(call: Callable[[], T]) -> T:
+    """What a call gives, once the device has done all that it was told."""
+    result = call()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return result
 
 
 def folder() -> Path:
@@ -68,9 +79,8 @@ def store(images: int) -> FeatureStore:
 def seen_store(images: int) -> FeatureStore:
     """Features of so many synthetic scenes, by the encoder that ships."""
     scenes = ImageFiles(pictures(images), Preprocessing()).read(range(images))
-    return _stored(
-        f"seen-{images}.h5", [encode(load_checkpoint(SHIPPED).captioner.encoder, scenes, PRECISION)[:, None]], images
-    )
+    encoder = load_checkpoint(SHIPPED).captioner.encoder.to(DEVICE)
+    return _stored(f"seen-{images}.h5", [encode(encoder, scenes, PRECISION)[:, None]], images)
 
 
 def _stored(name: str, blocks: Iterable[Tensor], images: int) -> FeatureStore:
@@ -111,11 +121,13 @@ class Training:
         if reward:
             config["model"]["losses"] = [{"criterion": "cross_entropy"}]
         self.criteria = build_loss(config, class_dim=-1)
-        self.captioner = Captioner(torch.nn.Identity(), decoder)  # type: ignore[arg-type]
+        self.captioner = Captioner(torch.nn.Identity(), decoder).to(DEVICE)  # type: ignore[arg-type]
         lr = 1e-3 if attention else 1e-6  # stand-ins would teach the one that ships to say no end
         groups = list(self.captioner.parameter_groups(lr, lr / 10, 0.01))
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        self.accelerator = Accelerator(cpu=True, mixed_precision="no" if PRECISION == "fp32" else PRECISION)
+        self.accelerator = Accelerator(
+            cpu=DEVICE.type == "cpu", mixed_precision="no" if PRECISION == "fp32" else PRECISION
+        )
         self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)
         self.model.train()
         self.guide = Rewards(self.captioner, self.batches, RewardConfig(), 30, PRECISION) if reward else None
@@ -127,7 +139,7 @@ class Training:
 
     def step(self) -> float:
         """One step; returns the captions that it stands for."""
-        batch = next(self.stream)
+        batch = next(self.stream).to(DEVICE)
         guided = self.guide(batch) if self.guide else batch
         train_step(self.model, self.criteria, self.optimizer, [guided], self.accelerator, 5.0)
         return batch.caption_count
@@ -137,7 +149,7 @@ class UsualTraining:
     """The same with the yardstick: 32 captions a step, each with its image's features, padded to the longest."""
 
     def __init__(self, ours: Training) -> None:
-        self.model = yardstick.Yardstick.of(Training("additive", ours.store).captioner.decoder).train()
+        self.model = yardstick.Yardstick.of(Training("additive", ours.store).captioner.decoder).to(DEVICE).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         pairs = [
             (row, list(tokens))
@@ -152,7 +164,7 @@ class UsualTraining:
         chunk = next(self.chunks)
         features = torch.cat([self.store.read([row]).float() for row, _ in chunk])
         tokens = pad_sequence([torch.tensor(t) for _, t in chunk], batch_first=True, padding_value=PAD)
-        yardstick.train_step(self.model, self.optimizer, features, tokens)
+        yardstick.train_step(self.model, self.optimizer, features.to(DEVICE), tokens.to(DEVICE))
         return len(chunk)
 
 

@@ -112,11 +112,11 @@ def beam_search(
     running: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, list[int]]] = []
     for length in range(max_words + 1):
-        last = torch.tensor([words[-1] if words else START for _, words in running])
+        last = regions.new_tensor([words[-1] if words else START for _, words in running], dtype=torch.long)
         logits, hidden, cell, _ = model.step(regions.expand(len(last), -1, -1), hidden, cell, last)
         log_p = logits.log_softmax(1)
         log_p[:, [PAD, START, UNK]] = -torch.inf
-        total = log_p + torch.tensor([score for score, _ in running])[:, None]
+        total = log_p + log_p.new_tensor([score for score, _ in running])[:, None]
         if length:
             ended += [(float(row[END]) / (length + 1), words) for row, (_, words) in zip(total, running, strict=True)]
             ended = sorted(ended, key=lambda item: -item[0])[:beam_size]

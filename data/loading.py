@@ -147,7 +147,7 @@ def moved(value: Any, device: torch.device) -> Any:
         return {key: moved(inner, device) for key, inner in value.items()}
     if isinstance(value, list):
         return [moved(inner, device) for inner in value]
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor | Visual) else value
+    return value.to(device) if isinstance(value, Tensor | Visual) else value
 
 
 class ImageFiles:

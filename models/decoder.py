@@ -9,7 +9,7 @@ from torch.nn import functional
 from models.attention import energies, weights
 from models.dropout import Dropout
 from models.packing import Grouping, Packing
-from models.recurrence import Recurrence
+from models.rectangle import recur
 
 # Shapes: B images, P captions (B * c where each image has c of them, side by side), T words of the longest, S of all,
 # V vocabulary, N regions, D encoder channels, E width of everything inside.
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         if told is not None:
             from_words = from_words + told.index_select(0, packing.caption)
         start = self.start(regions)
-        hiddens, contexts, attention = Recurrence.apply(
+        hiddens, contexts, attention = recur(
             *(regions.keys, regions.values, regions.mask, self._score(regions.keys), grouping, packing.running),
             *(grouping.repeat(start.hidden), grouping.repeat(start.cell), from_words),
             *(

@@ -20,10 +20,10 @@ class Visual(NamedTuple):
     content: Tensor
     shares: Tensor | None = None
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Visual":
+    def to(self, device: torch.device) -> "Visual":
         """The same on `device`."""
-        shares = None if self.shares is None else self.shares.to(device, non_blocking=non_blocking)
-        return Visual(self.content.to(device, non_blocking=non_blocking), shares)
+        shares = None if self.shares is None else self.shares.to(device)
+        return Visual(self.content.to(device), shares)
 
     def repeated(self, times: int) -> "Visual":
         """Each image so many times, the copies side by side."""

@@ -61,7 +61,7 @@ class DataConfig(Section):
     limit: Natural = 0  # use only so many images of each split, evenly spread; 0: all
     more_captions: str | None = None  # results file of the train split: a caption more for each image, as of a teacher
     skip_broken: bool = False  # leave out images that cannot be read, found by reading all; false: stop at the first
-    workers: Natural = 0  # processes that read ahead; 0: none (best where two cores also train)
+    workers: Natural | None = None  # processes that read ahead; null: several beside a GPU, none on a CPU
     cache_dir: str = "cache"  # synthetic scenes and feature stores
 
 

@@ -27,6 +27,19 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "fp32"
 
 
+def choose_workers(wanted: int | None, device: torch.device) -> int:
+    """`wanted` processes that read ahead; for None as many as there are cores to spare beside a GPU, at most 8.
+
+    On a CPU none, since what reads ahead takes from the cores that train.
+    """
+    if wanted is not None:
+        return wanted
+    if device.type == "cpu":
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that train on this machine
+    return max(0, min(8, (os.cpu_count() or 1) // here - 1))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocasting to `precision` on `device`; does nothing for "fp32"."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

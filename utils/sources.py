@@ -27,7 +27,7 @@ from models.encoder import Encoder
 from models.runtime import translated
 from models.views import mean_over_views, turned
 from utils.config import Config
-from utils.devices import autocast
+from utils.devices import autocast, choose_workers
 from utils.pretrained import digest
 from utils.progress import track
 from utils.results import read_results
@@ -150,7 +150,8 @@ def frozen_features(
         if missing:
             size = max(1, config.model.encoder.batch_size // views)  # images, of which the encoder sees all views
             keys = in_order(range(len(images)), size)
-            chunks = track(visual_loader(files, keys, config.data.workers), len(keys), f"features of {images[0].split}")
+            workers = choose_workers(config.data.workers, encoder.mean.device)
+            chunks = track(visual_loader(files, keys, workers), len(keys), f"features of {images[0].split}")
             look = encode_mean if averaged else encode_views
             encode_all = partial(look, encoder, precision=precision, views=views)
             with translated(encoder, len(images) * views, precision):

@@ -1,4 +1,4 @@
-"""What memory costs can only be seen in a process of its own."""
+"""Memory and what it costs, which can only be seen in a process of its own; readers beside a device."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+
+from utils.devices import choose_workers
 
 ALLOCATE = """
 import resource, torch
@@ -40,3 +42,23 @@ def test_onednn_forgets_the_kernels_of_old_shapes_unless_told_otherwise(capacity
     environment = os.environ | {"ONEDNN_VERBOSE": "2"} | capacity
     told = subprocess.check_output([sys.executable, "-c", CONVOLVE], text=True, env=environment).splitlines()
     assert sum("create:cache_miss" in line and "convolution," in line for line in told) == made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "processes", "workers"),
+    [
+        (None, "cpu", 16, 1, 0),
+        (3, "cpu", 16, 1, 3),
+        (None, "cuda", 16, 1, 8),
+        (None, "cuda", 4, 1, 3),
+        (None, "cuda", 16, 4, 3),
+        (None, "cuda", 2, 4, 0),
+        (0, "cuda", 16, 1, 0),
+    ],
+)
+def test_readers_take_the_cores_that_are_to_spare_beside_a_gpu(
+    wanted: int | None, device: str, cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert choose_workers(wanted, torch.device(device)) == workers
