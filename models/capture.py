@@ -40,7 +40,8 @@ def captured(
 
     Results hold until the next call with the same sizes. `weights` are worked on where they lie, and a graph is for
     these alone; `about` is what the function depends on beside them. Where a graph's results still wait for their
-    gradients, its memory is in use, and the function is called as it is; so it is where nothing learns.
+    gradients, its memory is in use, and the function is called as it is; so it is where nothing learns, and where it
+    cannot be captured.
     """
     if not any(part.requires_grad for part in (*inputs, *weights)):
         return function(*inputs, *weights)
@@ -48,7 +49,10 @@ def captured(
     key = about, sizes, tuple(map(id, weights))
     _seen[key] += 1
     if key not in _graphs and _seen[key] >= OFTEN and len(_graphs) < GRAPHS:
-        _graphs[key] = _Graph(function, inputs, weights)
+        try:
+            _graphs[key] = _Graph(function, inputs, weights)
+        except RuntimeError:  # an encoder that waits for values of its own, or too little memory for a graph of it
+            _graphs[key] = None
     graph = _graphs.get(key)
     return function(*inputs, *weights) if graph is None or graph.busy else graph(inputs)
 
@@ -78,4 +82,4 @@ class _Graph:
 
 
 _seen: Counter[Hashable] = Counter()
-_graphs: dict[Hashable, _Graph] = {}
+_graphs: dict[Hashable, _Graph | None] = {}  # None: cannot be captured

@@ -129,3 +129,18 @@ def test_a_captured_encoder_learns_the_same_over_several_batches_a_step(precisio
             assert off < 1e-2, name  # sums in another order, in bfloat16 or TF32; a lost batch would give 0.3 and more
             ours.grad = theirs.grad = None
     assert len(capture._graphs) == before + 1
+
+
+def test_what_cannot_be_captured_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def fails(function: capture.Function, inputs: tuple[Tensor, ...]) -> capture.Function:
+        tried.append(function)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fails)
+    weight = torch.ones(2, requires_grad=True)
+    for call in range(capture.OFTEN + 2):
+        (product,) = capture.captured(lambda a, b: (a * b,), [torch.full((2,), float(call))], [weight])
+        assert product.tolist() == [call, call]
+    assert len(tried) == 1
