@@ -29,7 +29,7 @@ from models.tokens import PAD
 from train import train_step
 from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config, RewardConfig
-from utils.devices import best_device, choose_precision
+from utils.devices import best_device, choose_precision, tune_memory
 from utils.guides import Rewards
 from utils.sources import encode
 
@@ -169,7 +169,8 @@ class UsualTraining:
 
 
 def peak_memory(path: str, steps: int = 10) -> None:
-    """Train on a store's images and print the process's peak memory in MB (Linux)."""
+    """Train on a store's images, as train.py does, and print the process's peak memory in MB (Linux)."""
+    tune_memory()
     ours = Training("dot", FeatureStore(Path(path)))
     for _ in range(steps):
         ours.step()
