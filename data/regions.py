@@ -15,7 +15,7 @@ import numpy as np
 
 from data.masks import read_masks
 
-METHOD = 3  # of how regions are found; a store of another's is not taken
+METHOD = 4  # of how regions are found; a store of another's is not taken
 COLOURS, ORIENTATIONS, STRENGTHS = 25, 8, 10  # histogram bins of selective search, as in the paper
 
 
@@ -84,56 +84,62 @@ def unpacked(masks: np.ndarray) -> np.ndarray:
 def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
     """At most `spec.count` regions of an image uint8 [S, S, 3], as bool [n, S, S].
 
-    - `slic`: superpixels (Achanta et al., TPAMI 2012) of the image at half its size, about as many as are asked for;
+    - `slic`: superpixels (Achanta et al., TPAMI 2012), about as many as are asked for;
     - `felzenszwalb`: segments of the graph (Felzenszwalb & Huttenlocher, IJCV 2004), grouped until N are left;
     - `selective_search`: the N regions that the same grouping makes last, the whole image among them, so regions of
       several sizes that overlap (Uijlings et al., IJCV 2013, with one colour space and one start).
+
+    All are found at half of the image's size, where they cover things as well (docs/speed.md). The least size of a
+    segment, in pixels, is quartered with the image, and the smoothing halved; `scale`, which speaks of pixels as well,
+    is quartered where segments are to be seen, but not where they are only what groups begin with, which get worse.
     """
     from skimage.segmentation import felzenszwalb, slic  # here, since captioning on the grid does without it
 
-    if spec.kind == "slic":
-        # at half the size and in half of the usual rounds: superpixels cover things as well (docs/speed.md)
-        small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    if spec.kind == "slic":  # in half of the usual rounds
         labels = slic(small, spec.count, spec.compactness, max_num_iter=5, start_label=0)
-        labels = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     else:
-        least = max(1, image.shape[0] * image.shape[1] // 1000)
-        labels = felzenszwalb(image, scale=spec.scale, sigma=0.8, min_size=least)
+        least = max(1, small.shape[0] * small.shape[1] // 1000)
+        scale = spec.scale / 4 if spec.kind == "felzenszwalb" else spec.scale
+        labels = felzenszwalb(small, scale=scale, sigma=0.4, min_size=least)
     segments = int(labels.max()) + 1
+    whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     if spec.kind != "selective_search" and segments <= spec.count:
-        return labels == np.arange(segments)[:, None, None]
-    members, parents = grouping(labels, image)
+        return whole == np.arange(segments)[:, None, None]
     if spec.kind == "selective_search":
-        chosen = np.arange(max(0, 2 * segments - 1 - spec.count), 2 * segments - 1)
+        members, _ = grouping(labels, small)
+        chosen = members[-spec.count :]
     else:
-        made = 2 * segments - spec.count  # nodes that there are when N are left
-        chosen = np.flatnonzero(parents[:made] >= made)
-    return members[chosen][:, labels]
+        members, parents = grouping(labels, small, spec.count)
+        chosen = members[parents == len(members)]
+    return chosen[:, whole]
 
 
-def grouping(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the most similar two neighbours of n segments again and again, until the whole image is one.
+def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the most similar two neighbours of n segments again and again, until `left` are left.
 
         similarity = colour + texture + size + fill                                  (Uijlings et al., eq. 2-6)
 
     Colour and texture are intersections of histograms; size and fill prefer what is small and what fits together.
 
     Args:
-        labels: int [S, S], segments 0 to n - 1. image: uint8 [S, S, 3].
+        labels: int [S, S], segments 0 to n - 1. image: uint8 [S, S, 3]. left: 1 to n.
 
     Returns:
-        members bool [2n - 1, n], the segments of every node, in the order in which they were made; parents int
-        [2n - 1], the node that each was merged into (2n - 1: none).
+        members bool [2n - left, n], the segments of every node, in the order in which they were made; parents int
+        [2n - left], the node that each was merged into (2n - left: none).
     """
     n = int(labels.max()) + 1
-    total, pixels = 2 * n - 1, labels.size
+    total, pixels = 2 * n - left, labels.size
     members = np.zeros((total, n), bool)
     members[np.arange(n), np.arange(n)] = True
     parents = np.full(total, total)
-    near = _neighbours(labels, total)
-    looks = _grown(np.concatenate([colours(labels, image), textures(labels, image)], 1), total)
-    sizes = _grown(np.bincount(labels.ravel(), minlength=n).astype(float), total)
-    corners = _grown(_corners(labels, n), total)  # least y, least x, and -(greatest y), -(greatest x)
+    # of what is there, n at first; of two that merge the first stands for both from then on, the second for nothing
+    node = np.arange(n)
+    near = _neighbours(labels, n)
+    looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
+    sizes = np.bincount(labels.ravel(), minlength=n).astype(float)
+    corners = _corners(labels, n)  # least y, least x, and -(greatest y), -(greatest x)
 
     def similar(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         look = np.minimum(looks[ones], looks[others]).sum(-1)  # of colours and of textures
@@ -142,23 +148,29 @@ def grouping(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndar
         size = sizes[ones] + sizes[others]
         return look + 2 - size / pixels - (hull - size) / pixels
 
-    similarity = np.full((total, total), -np.inf)
-    touching = np.nonzero(np.tril(near))
+    similarity = np.full((n, n), -np.inf)
+    touching = np.nonzero(near)
     similarity[touching] = similar(*touching)
+    best = similarity.max(1)
     for made in range(n, total):
-        pair = list(np.divmod(int(similarity[:made, :made].argmax()), made))
-        sizes[made] = sizes[pair].sum()
-        looks[made] = sizes[pair] @ looks[pair] / sizes[made]
-        corners[made] = corners[pair].min(0)
-        members[made] = members[pair].any(0)
-        parents[pair] = made
-        near[made] = near[pair].any(0)
-        near[made, pair] = False
-        near[:, made] = near[made]
-        near[pair], near[:, pair] = False, False
+        one = int(best.argmax())
+        other = int(similarity[one].argmax())
+        pair = [one, other]
+        members[made] = members[node[pair]].any(0)
+        parents[node[pair]] = made
+        node[one] = made
+        looks[one] = sizes[pair] @ looks[pair] / sizes[pair].sum()
+        sizes[one] = sizes[pair].sum()
+        corners[one] = corners[pair].min(0)
+        near[one] |= near[other]
+        near[one, pair] = False
+        near[:, one] = near[one]
+        near[other], near[:, other] = False, False
         similarity[pair], similarity[:, pair] = -np.inf, -np.inf
-        others = np.flatnonzero(near[made])
-        similarity[made, others] = similar(np.array([made]), others)
+        others = np.flatnonzero(near[one])
+        similarity[one, others] = similarity[others, one] = similar(np.array([one]), others)
+        best[pair] = similarity[pair].max(1)
+        best[others] = similarity[others].max(1)
     return members, parents
 
 
@@ -180,14 +192,9 @@ def _overlaps(pixels: int, cells: int) -> np.ndarray:
     return (covered.clip(0) * cells / pixels).astype(np.float32)
 
 
-def _grown(values: np.ndarray, total: int) -> np.ndarray:
-    """`values` of the segments with room for the nodes that merging makes."""
-    return np.concatenate([values, np.zeros((total - len(values), *values.shape[1:]))])
-
-
-def _neighbours(labels: np.ndarray, total: int) -> np.ndarray:
-    """Which segments touch along an edge, bool [total, total]."""
-    near = np.zeros((total, total), bool)
+def _neighbours(labels: np.ndarray, n: int) -> np.ndarray:
+    """Which segments touch along an edge, bool [n, n]."""
+    near = np.zeros((n, n), bool)
     for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
         near[a, b] = near[b, a] = True
     np.fill_diagonal(near, False)
