@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.regions import (
     RegionFinder,
     RegionSpec,
     cell_shares,
+    colours,
     grouping,
     segment,
     textures,
@@ -86,6 +88,45 @@ def test_grouping_merges_what_is_alike_first() -> None:
     pairs = {tuple(np.flatnonzero(row)) for row in members[4:]}
     assert pairs == {(0, 1), (2, 3), (0, 1, 2, 3)}
     assert parents.tolist() == [parents[0], parents[0], parents[2], parents[2], 6, 6, 7]
+
+
+def naive_grouping(labels: np.ndarray, image: np.ndarray) -> list[frozenset[int]]:
+    """What is made one after the other, all pairs looked at each time; looks of a group are means over its pixels."""
+    looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
+    sizes = np.bincount(labels.ravel())
+    groups = [frozenset([segment]) for segment in range(labels.max() + 1)]
+    made = []
+
+    def similarity(one: frozenset[int], other: frozenset[int]) -> float:
+        masks = [np.isin(labels, list(group)) for group in (one, other)]
+        grown = np.pad(masks[0], 1)
+        around = grown[:-2, 1:-1] | grown[2:, 1:-1] | grown[1:-1, :-2] | grown[1:-1, 2:]
+        if not (around & masks[1]).any():
+            return -np.inf
+        mean = [np.average(looks[list(group)], axis=0, weights=sizes[list(group)]) for group in (one, other)]
+        rows, columns = np.nonzero(masks[0] | masks[1])
+        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        size = len(rows)
+        return float(np.minimum(*mean).sum()) + 1 - size / labels.size + 1 - (box - size) / labels.size
+
+    while len(groups) > 1:
+        pair = max(itertools.combinations(groups, 2), key=lambda two: similarity(*two))
+        made.append(pair[0] | pair[1])
+        groups = [group for group in groups if group not in pair] + [made[-1]]
+    return made
+
+
+@pytest.mark.parametrize("left", [1, 5])
+def test_grouping_is_that_of_all_pairs_looked_at_each_time(paths: list[Path], left: int) -> None:
+    for path in paths[:2]:
+        image = Preprocessing(32).resized(read_image(path))
+        labels = np.kron(np.arange(16).reshape(4, 4), np.ones((8, 8), int))
+        members, parents = grouping(labels, image, left)
+        found = [frozenset(np.flatnonzero(row).tolist()) for row in members]
+        assert found[16:] == naive_grouping(labels, image)[: 16 - left]
+        whole = [found[node] for node in np.flatnonzero(parents == len(found))]
+        assert len(whole) == left and sorted(itertools.chain(*whole)) == list(range(16))
+        assert all(found[node] < found[parent] for node, parent in enumerate(parents) if parent < len(found))
 
 
 def test_texture_tells_apart_what_has_the_same_colours() -> None:
