@@ -215,6 +215,7 @@ def test_regions_are_found_trained_on_scored_and_shown(scenes: Path, cache: str,
         cache,
         *regions,
         f"model.losses=[{loss}]",
+        "train.precision=auto",  # as eval looks
     )
     first, *_, last = lines(tmp_path / "run")
     for term, scale in (("dsr", 0.5), ("avr", -0.25)):
