@@ -172,9 +172,9 @@ def beam(seconds: float) -> Iterator[Row]:
 
 def features(seconds: float) -> Iterator[Row]:
     encoder, usual = encoders()
-    paths = pictures(2 * yardstick.BATCH) * (
-        TRAIN // 64 if GPU else 1
-    )  # enough that readers pay who take time to start
+    paths = pictures(2 * yardstick.BATCH)
+    if GPU:
+        paths = paths * (TRAIN // len(paths))  # so many that readers are worth their start
     files = ImageFiles(paths, Preprocessing())
     keys = in_order(range(len(paths)), yardstick.BATCH)
     workers = choose_workers(Config().data.workers, DEVICE)

@@ -104,15 +104,13 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
         labels = felzenszwalb(small, scale=scale, sigma=0.4, min_size=least)
     segments = int(labels.max()) + 1
     whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    if spec.kind != "selective_search" and segments <= spec.count:
-        return whole == np.arange(segments)[:, None, None]
     if spec.kind == "selective_search":
         members, _ = grouping(labels, small)
-        chosen = members[-spec.count :]
-    else:
-        members, parents = grouping(labels, small, spec.count)
-        chosen = members[parents == len(members)]
-    return chosen[:, whole]
+        return members[-spec.count :][:, whole]
+    if segments <= spec.count:
+        return whole == np.arange(segments)[:, None, None]
+    members, parents = grouping(labels, small, spec.count)
+    return members[parents == len(members)][:, whole]
 
 
 def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ own, into which inputs are copied (torch.cuda.make_graphed_callables). What is c
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +15,7 @@ OFTEN = 3  # sizes are captured when they come for this time
 GRAPHS = 64  # at most, 0 for none; one of the decoder's loop holds some 100 MB for 64 images
 
 Function = Callable[..., tuple[Tensor, ...]]  # of tensors alone
-
-
-class Run(Protocol):
-    """How a function of tensors is called."""
-
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What it gives for the inputs."""
+Run = Callable[[Function, Sequence[Tensor]], tuple[Tensor, ...]]  # how one is called
 
 
 def worth_capturing(tensor: Tensor) -> bool:

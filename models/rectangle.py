@@ -5,7 +5,7 @@ steps that nobody reads are added: a dozen sizes serve all batches, and the empt
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,23 +60,10 @@ class Rectangle(NamedTuple):
         return spread.index_select(0, self.place)
 
 
-def recur(
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    score: Tensor | None,
-    grouping: Grouping,
-    running: tuple[int, ...],
-    hidden: Tensor,
-    cell: Tensor,
-    from_words: Tensor,
-    *weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def recur(keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What `Recurrence` gives; on a CUDA GPU, where it learns, by a captured graph if its sizes come often."""
-    if not worth_capturing(from_words):
-        return Recurrence.apply(keys, values, mask, score, grouping, running, hidden, cell, from_words, *weights)
-    rectangle = partial(in_rectangle, captured, CAPTIONS, STEPS)
-    return rectangle(keys, values, mask, score, grouping, running, hidden, cell, from_words, *weights)
+    loop = partial(in_rectangle, captured, CAPTIONS, STEPS) if worth_capturing(keys) else Recurrence.apply
+    return loop(keys, *rest)
 
 
 def in_rectangle(
@@ -96,32 +83,16 @@ def in_rectangle(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same by `run(loop, inputs)`, a loop over the words of a rectangle of a multiple of `captions` and `steps`."""
     laid = Rectangle.of(grouping, running, captions, steps)
-    inputs = [*laid.grouping, keys, values, laid.first(hidden), laid.first(cell), laid.spread(from_words), *weights]
-    there = mask is not None, score is not None
-    loop = partial(_loop, (laid.captions,) * laid.steps, *there)
-    found = run(loop, inputs + [part for part in (mask, score) if part is not None])
-    hiddens, contexts, attention = map(laid.pack, found)
+    states = laid.first(hidden), laid.first(cell), laid.spread(from_words)
+    given = keys, values, mask, score, *laid.grouping, *states, *weights
+    there = [part is not None for part in given]
+
+    def loop(*inputs: Tensor) -> tuple[Tensor, ...]:
+        known = iter(inputs)
+        parts: list[Any] = [next(known) if is_there else None for is_there in there]
+        keys, values, mask, score, caption, place, *others = parts
+        running = (laid.captions,) * laid.steps
+        return Recurrence.apply(keys, values, mask, score, Grouping(caption, place), running, *others)
+
+    hiddens, contexts, attention = map(laid.pack, run(loop, [part for part in given if part is not None]))
     return hiddens, contexts, attention
-
-
-def _loop(
-    running: tuple[int, ...],
-    masked: bool,
-    scored: bool,
-    caption: Tensor,
-    place: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    from_words: Tensor,
-    w_hidden: Tensor,
-    b_hidden: Tensor,
-    w_context: Tensor,
-    *rest: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    mask, score = rest[0] if masked else None, rest[-1] if scored else None
-    grouping = Grouping(caption, place)
-    return Recurrence.apply(
-        *(keys, values, mask, score, grouping, running, hidden, cell, from_words, w_hidden, b_hidden, w_context)
-    )
