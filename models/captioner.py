@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.decoder import Decoder, Regions
+from models.decoder import Decoder
 from models.encoder import Encoder
 from models.heads import Seen, Shown
 from models.heads.concepts import ConceptHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
+from models.regions import Regions
 from models.tokens import END, PAD
 from models.views import mean_over_views
 

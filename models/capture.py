@@ -7,15 +7,16 @@ own, into which inputs are copied (torch.cuda.make_graphed_callables). What is c
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 OFTEN = 3  # sizes are captured when they come for this time
 GRAPHS = 64  # at most, 0 for none; one of the decoder's loop holds some 100 MB for 64 images
 
 Function = Callable[..., tuple[Tensor, ...]]  # of tensors alone
-Run = Callable[[Function, Sequence[Tensor]], tuple[Tensor, ...]]  # how one is called
 
 
 def worth_capturing(tensor: Tensor) -> bool:
@@ -48,6 +49,24 @@ def captured(
             _graphs[key] = None
     graph = _graphs.get(key)
     return function(*inputs, *weights) if graph is None or graph.busy else graph(inputs)
+
+
+def replayed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, on a CUDA GPU, where it learns, by a graph; arguments may be tuples of tensors, too."""
+    leaves, structure = tree_flatten(arguments)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not worth_capturing(tensors[0]):
+        return function(*arguments)
+
+    def of_tensors(*given: Tensor) -> tuple[Tensor, ...]:
+        known = iter(given)
+        filled = [next(known) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        results = function(*tree_unflatten(filled, structure))
+        return results if isinstance(results, tuple) else (results,)
+
+    constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+    results = captured(of_tensors, tensors, about=(function, structure, constants))
+    return results if len(results) > 1 else results[0]
 
 
 class _Graph:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder, Regions
+from models.decoder import Decoder
+from models.regions import Regions
 from models.tokens import END, PAD, START, UNK
 
 # Shapes: B images, K beams, V vocabulary, N regions.

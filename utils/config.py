@@ -92,7 +92,8 @@ class DecoderConfig(Section):
 
     width: Count = 512  # of embedding, hidden state and attention
     dropout: Share = 0.5
-    attention: Literal["additive", "dot"] = "additive"  # dot: faster, see configs/ablations/attention.yaml
+    # additive looks before each word, as the paper does; dot after it, and faster (configs/ablations/attention.yaml)
+    attention: Literal["additive", "dot"] = "additive"
 
 
 class ConceptsConfig(Section):

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.synthetic import generate_scene
 from models.captioner import Captioner
-from models.decoder import Decoder, Regions, State
+from models.decoder import Decoder
 from models.decoding import beam_search
 from models.pooling import Visual
+from models.regions import Regions, State
 from models.runtime import open_session, run
 from models.tokens import END, PAD, START, UNK
 from models.views import mean_over_views, turned

@@ -1,7 +1,8 @@
-"""The loop in a rectangle, and on a GPU captured, against the loop over packed words."""
+"""What is captured on a GPU, against the same as it is."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,104 +10,117 @@ import torch
 from torch import Tensor
 
 from models import capture
+from models.capture import replayed
+from models.decoder import Decoder
 from models.encoder import Encoder
-from models.packing import Grouping, Packing
-from models.rectangle import Rectangle, in_rectangle, recur
-from models.recurrence import Recurrence
+from models.packing import Grouping
+from models.recurrence import Lstm, Recurrence
 from utils.devices import autocast
 
 WIDTH, REGIONS = 8, 5
-LENGTHS, IMAGE_OF = [3, 5, 1, 4, 4, 2, 6], [0, 0, 1, 2, 2, 2, 3]
+RUNNING = (8, 8, 8, 8)
 
 
-def given(lengths: list[int], image_of: list[int], scored: bool, masked: bool, device: str = "cpu") -> list[Any]:
-    """What the loop takes, drawn at random, of captions with so many words on these images."""
-    images = max(image_of) + 1
-    packing = Packing.of(torch.tensor(lengths), max(lengths))
-    rows = torch.empty(len(lengths), 0)
-    grouping = Grouping.of(rows, images, torch.tensor(image_of)).ordered(packing.order)
+def given(loop: type[torch.autograd.Function], masked: bool, device: str) -> list[Any]:
+    """What a loop takes, drawn at random, of eight captions of four images."""
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64).to(device).requires_grad_()
 
-    mask = torch.rand(images, REGIONS) < 0.7
+    first, words = (drawn(8, WIDTH), drawn(8, WIDTH)), drawn(sum(RUNNING), 4 * WIDTH)
+    if loop is Lstm:
+        return [RUNNING, *first, words, drawn(4 * WIDTH, WIDTH)]
+    mask = torch.rand(4, REGIONS) < 0.7
     mask[:, 0] = True
-    keys = drawn(images, REGIONS, WIDTH)
+    grouping = Grouping.of(torch.empty(8, 0), 4)
     return [
-        *(keys, drawn(images, REGIONS, WIDTH), mask.to(device) if masked else None, drawn(WIDTH) if scored else None),
-        *(Grouping(*(part.to(device) for part in grouping)), packing.running),
-        *(drawn(len(lengths), WIDTH), drawn(len(lengths), WIDTH), drawn(sum(lengths), 4 * WIDTH)),
+        *(drawn(4, REGIONS, WIDTH), drawn(4, REGIONS, WIDTH), mask.to(device) if masked else None, drawn(WIDTH)),
+        *(Grouping(*(part.to(device) for part in grouping)), RUNNING, *first, words),
         *(drawn(6 * WIDTH, WIDTH), drawn(6 * WIDTH), drawn(4 * WIDTH, WIDTH)),
     ]
 
 
-def results(loop: Callable[..., tuple[Tensor, Tensor, Tensor]], inputs: list[Any]) -> list[Tensor]:
+def results(call: Callable[..., Any], inputs: list[Any]) -> list[Tensor]:
     """What a loop gives, and the gradients of a random function of it."""
-    found = loop(*inputs)
+    found = call(*inputs)
+    found = found if isinstance(found, tuple) else (found,)
     dice = torch.Generator().manual_seed(0)
     upstream = [torch.randn(part.shape, generator=dice, dtype=torch.float64).to(part.device) for part in found]
     learned = [part for part in inputs if isinstance(part, Tensor) and part.requires_grad]
     loss = sum((part * up).sum() for part, up in zip(found, upstream, strict=True))
-    return [*found, *torch.autograd.grad(loss, learned)]  # type: ignore[arg-type]
+    return [*found, *torch.autograd.grad(loss, learned)]
 
 
-def as_it_is(function: capture.Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return function(*inputs)
-
-
-@pytest.mark.parametrize(("captions", "steps"), [(1, 1), (4, 4), (32, 7)])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scored", [False, True])
-@pytest.mark.parametrize(("lengths", "image_of"), [(LENGTHS, IMAGE_OF), ([2], [0]), ([1, 1, 1], [0, 1, 2])])
-def test_a_rectangle_changes_neither_results_nor_gradients(
-    lengths: list[int], image_of: list[int], scored: bool, masked: bool, captions: int, steps: int
+@pytest.mark.parametrize(("loop", "masked"), [(Lstm, False), (Recurrence, False), (Recurrence, True)])
+def test_a_loop_of_tensors_alone_gives_the_same(
+    loop: type[torch.autograd.Function], masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
-    inputs = given(lengths, image_of, scored, masked)
-    plain = results(Recurrence.apply, inputs)
-    laid = results(lambda *parts: in_rectangle(as_it_is, captions, steps, *parts), inputs)
-    for ours, theirs in zip(laid, plain, strict=True):
-        torch.testing.assert_close(ours, theirs)  # float64: sums of other lengths, a few of the last bits
+    """What is captured, called as it is, since a CPU has no graphs."""
+    seen = []
 
+    def as_it_is(function: capture.Function, inputs: Sequence[Tensor], about: Hashable) -> tuple[Tensor, ...]:
+        seen.append((len(inputs), hash(about)))
+        return function(*inputs)
 
-def test_sizes_of_a_rectangle_are_multiples_and_every_caption_has_a_place_of_its_own() -> None:
-    packing = Packing.of(torch.tensor(LENGTHS), max(LENGTHS))
-    grouping = Grouping.of(torch.empty(len(LENGTHS), 0), 4, torch.tensor(IMAGE_OF)).ordered(packing.order)
-    laid = Rectangle.of(grouping, packing.running, 10, 4)
-    assert (laid.captions, laid.steps) == (10, 8)
-    assert len(laid.grouping.place.unique()) == 10
-    assert torch.equal(laid.grouping.caption.flatten()[laid.grouping.place], torch.arange(10))
-    assert torch.equal(
-        laid.grouping.place // laid.grouping.caption.shape[1],
-        torch.cat([grouping.place // 3, laid.grouping.place[7:] // laid.grouping.caption.shape[1]]),
-    )
-    words = torch.randn(sum(LENGTHS), 2)
-    spread = laid.spread(words)
-    assert torch.equal(laid.pack(spread), words) and int((spread == 0).all(1).sum()) == 80 - len(words)
+    inputs = given(loop, masked, "cpu")
+    expected = results(loop.apply, inputs)
+    monkeypatch.setattr(capture, "worth_capturing", lambda tensor: True)
+    monkeypatch.setattr(capture, "captured", as_it_is)
+    for _ in range(2):
+        for ours, theirs in zip(results(partial(replayed, loop.apply), inputs), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    assert seen[0] == seen[1] and seen[0][0] == (4 if loop is Lstm else 11 + masked)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captured graphs need a CUDA GPU")
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scored", [False, True])
-def test_a_captured_loop_gives_the_same_each_time_it_is_replayed(scored: bool, masked: bool) -> None:
+@pytest.mark.parametrize(("loop", "masked"), [(Lstm, False), (Recurrence, False), (Recurrence, True)])
+def test_a_captured_loop_gives_the_same_each_time_it_is_replayed(
+    loop: type[torch.autograd.Function], masked: bool
+) -> None:
     torch.manual_seed(0)
     before = len(capture._graphs)
     for _ in range(capture.OFTEN + 2):
-        inputs = given(LENGTHS, IMAGE_OF, scored, masked, "cuda")
-        for ours, theirs in zip(results(recur, inputs), results(Recurrence.apply, inputs), strict=True):
+        inputs = given(loop, masked, "cuda")
+        replay = results(partial(replayed, loop.apply), inputs)
+        for ours, theirs in zip(replay, results(loop.apply, inputs), strict=True):
             torch.testing.assert_close(ours, theirs)
     assert len(capture._graphs) == before + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captured graphs need a CUDA GPU")
-def test_a_second_loop_before_the_first_went_back_does_not_use_its_memory() -> None:
+@pytest.mark.parametrize("loop", [Lstm, Recurrence])
+def test_a_second_loop_before_the_first_went_back_does_not_use_its_memory(loop: type[torch.autograd.Function]) -> None:
     torch.manual_seed(0)
-    many = [given(LENGTHS, IMAGE_OF, False, False, "cuda") for _ in range(capture.OFTEN + 2)]
-    found = [recur(*inputs) for inputs in many]
-    for inputs, (hiddens, _, _) in zip(many, found, strict=True):
-        ours = torch.autograd.grad(hiddens.square().sum(), inputs[0])
-        theirs = torch.autograd.grad(Recurrence.apply(*inputs)[0].square().sum(), inputs[0])
+    many = [given(loop, False, "cuda") for _ in range(capture.OFTEN + 2)]
+    found = [replayed(loop.apply, *inputs) for inputs in many]
+    for inputs, result in zip(many, found, strict=True):
+        words = inputs[3] if loop is Lstm else inputs[8]
+        ours = torch.autograd.grad((result if loop is Lstm else result[0]).square().sum(), words)
+        plain = loop.apply(*inputs)
+        theirs = torch.autograd.grad((plain if loop is Lstm else plain[0]).square().sum(), words)
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captured graphs need a CUDA GPU")
+@pytest.mark.parametrize("attention", ["additive", "dot"])
+def test_a_decoder_learns_the_same_on_a_gpu(attention: str) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(11, 7, WIDTH, 0.0, attention)
+    on_gpu = copy.deepcopy(decoder).cuda()
+    before = len(capture._graphs)
+    for _ in range(capture.OFTEN + 2):
+        features, tokens, lengths = torch.randn(4, REGIONS, 7), torch.randint(11, (8, 5)), torch.randint(1, 6, (8,))
+        lengths[0] = 5
+        found = []
+        for model, device in ((decoder, "cpu"), (on_gpu, "cuda")):
+            image_of = torch.arange(4, device=device).repeat_interleave(2)
+            regions = model.prepare(features.to(device), None)
+            logits, looked = model(regions, tokens.to(device), image_of, None, lengths.to(device))
+            loss = logits.log_softmax(-1)[..., 3].square().sum() + looked.square().sum()
+            found.append([logits, looked, *torch.autograd.grad(loss, list(model.parameters()))])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert len(capture._graphs) == before + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captured graphs need a CUDA GPU")

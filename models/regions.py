@@ -1,0 +1,36 @@
+"""What a decoder carries from word to word: the regions that it looks at, and its state."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Shapes: B images, P captions, N regions, E width.
+
+
+class Regions(NamedTuple):
+    """What the decoder needs of each image, computed once: keys and values [B, N, E], mask [B, N] or None.
+
+    `told` [B, 4 E] is what the LSTM's gates hear of a head with every word (`Decoder.hear`); None: nothing.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+    told: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "Regions":
+        """The regions of these rows, in this order."""
+        mask, told = (None if part is None else part.index_select(0, rows) for part in (self.mask, self.told))
+        values = self.values.index_select(0, rows)
+        return Regions(values if self.keys is self.values else self.keys.index_select(0, rows), values, mask, told)
+
+
+class State(NamedTuple):
+    """The LSTM's hidden state and cell, [P, E] each."""
+
+    hidden: Tensor
+    cell: Tensor
+
+    def select(self, rows: Tensor) -> "State":
+        """The states of these rows, in this order."""
+        return State(self.hidden.index_select(0, rows), self.cell.index_select(0, rows))
