@@ -146,7 +146,7 @@ def main(config: Config, resume: bool) -> None:
                     saved = time.monotonic()
             said, scores = validate(config, captioner, data, guides, precision, accelerator, safe)
             progress.epoch = epoch + 1
-            if scores["CIDEr"] > progress.best:
+            if scores["CIDEr"] > progress.best or config.train.keep == "last":
                 progress.best, progress.best_epoch = scores["CIDEr"], epoch + 1
                 if tracker:
                     about = {"epoch": epoch + 1, "val": scores, **origin}

@@ -275,3 +275,15 @@ def test_help_answers_without_importing_torch() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "usage" in done.stdout
         assert "argparse" in done.stderr and not re.search(r"\|\s+torch\b", done.stderr)  # indented where it is nested
+
+
+@pytest.mark.parametrize(("keep", "epoch", "ran"), [("best", 1, 2), ("last", 3, 3)])
+def test_the_best_epoch_or_the_last_is_kept(
+    keep: str, epoch: int, ran: int, scenes: Path, cache: str, tmp_path: Path
+) -> None:
+    """Nothing is learned at such a rate, so that no epoch is better than the first."""
+    words = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "3", *SMALL]
+    call("train", *words, cache, "train.lr=1e-12", "train.patience=1", f"train.keep={keep}")
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").about["epoch"] == epoch
+    assert json.loads((tmp_path / "run" / "val.json").read_text())["epoch"] == epoch
+    assert sum("val/CIDEr" in line for line in lines(tmp_path / "run")) == ran

@@ -169,7 +169,8 @@ class TrainConfig(Section):
     weight_decay: NonNegative = 0.01
     clip: Positive = 1.0  # norm of the gradient
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
-    patience: Count = 5  # epochs without a better CIDEr on val before it stops
+    keep: Literal["best", "last"] = "best"  # what best.safetensors is: of the best epoch on val, or of the last
+    patience: Count = 5  # epochs without a better CIDEr on val before it stops, where the best is kept
     log_every: Count = 20  # steps
     save_every: NonNegative = 60.0  # seconds between saves of what --resume needs; 0: after every step
     init: str | None = None  # checkpoint to begin with, encoder and words included; target.ref_logits are its logits
