@@ -60,7 +60,7 @@ def test_an_even_attention_is_chance(scenes: Path) -> None:
     names = [path.stem for path in files.paths]
     regions = FoundRegions(files, names, RegionFinder(RegionSpec("slic", 8), 3))
     with torch.no_grad():
-        captioner.decoder.state_dict()["attention.score.weight"].zero_()  # every region is looked at alike
+        captioner.decoder.state_dict()["looking.score.weight"].zero_()  # every region is looked at alike
     for visuals in (Visuals(files), Visuals(files, regions)):
         scores = ground(captioner, vocabulary, visuals, images, truths, "fp32")
         assert scores["pointing"] == pytest.approx(scores["chance"], abs=1e-5)
