@@ -282,7 +282,17 @@ def test_the_best_epoch_or_the_last_is_kept(
     keep: str, epoch: int, ran: int, scenes: Path, cache: str, tmp_path: Path
 ) -> None:
     """Nothing is learned at such a rate, so that no epoch is better than the first."""
-    words = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", tmp_path / "run", "--epochs", "3", *SMALL]
+    words: Words = [
+        "--dataset",
+        "RSICD",
+        "--data-root",
+        scenes,
+        "--output-dir",
+        tmp_path / "run",
+        "--epochs",
+        "3",
+        *SMALL,
+    ]
     call("train", *words, cache, "train.lr=1e-12", "train.patience=1", f"train.keep={keep}")
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").about["epoch"] == epoch
     assert json.loads((tmp_path / "run" / "val.json").read_text())["epoch"] == epoch
