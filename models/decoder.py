@@ -36,7 +36,6 @@ class Decoder(nn.Module):
         self, vocabulary_size: int, channels: int, width: int, dropout: float, attention: str = "additive"
     ) -> None:
         super().__init__()
-        self.width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.region = nn.ModuleList([nn.LayerNorm(channels), nn.Linear(channels, width)])
         self.looking = LookBefore(width) if attention == "additive" else LookAfter(width)

@@ -61,7 +61,7 @@ class LookBefore(nn.Module):
         """
         width = state.hidden.shape[1]
         query, gate, recurrent = self.from_hidden(state.hidden).split([width, width, 4 * width], -1)
-        captions = Grouping.of(query, regions.keys.shape[0], image_of)
+        captions = Grouping.of(query, regions.keys.shape[0], image_of)  # len() would fix it in an export
         context, attention = _look(regions, captions, query, gate, self._score(regions.keys))
         gates, cell = recurrent + self.from_context(context), state.cell
         if after is not None:

@@ -64,11 +64,9 @@ class Packing(NamedTuple):
         step = torch.arange(steps, device=lengths.device)[:, None]
         there = step < lengths[order]  # [T, P]
         counts = [count for count in there.sum(1).tolist() if count]
-        running = layout(counts)
-        place = order.new_full((len(running), running[0]), len(lengths) * steps)
-        place[: len(counts), : len(lengths)] = torch.where(there, order * steps + step, len(lengths) * steps)[
-            : len(counts)
-        ]
+        running, nowhere = layout(counts), len(lengths) * steps
+        place = order.new_full((len(running), running[0]), nowhere)
+        place[: len(counts), : len(lengths)] = torch.where(there, order * steps + step, nowhere)[: len(counts)]
         runs = torch.arange(running[0]) < torch.tensor(running)[:, None]
         return cls(order, running, place[runs.to(place.device)], (len(lengths), steps))
 
