@@ -38,6 +38,7 @@ from benchmarks.standins import (
     Training,
     UsualTraining,
     folder,
+    looking_before,
     pictures,
     seen_store,
     settled,
@@ -149,25 +150,33 @@ def training(attention: str, seconds: float) -> Iterator[Row]:
     yield Row(f"decoder training, {attention}", "captions/s", *rates, limit)
 
 
-def beam(seconds: float) -> Iterator[Row]:
+def beam(attention: str, seconds: float) -> Iterator[Row]:
     shipped = load_checkpoint(SHIPPED).captioner.to(DEVICE)
     files = ImageFiles(pictures(CAPTIONED), Preprocessing())
     looks = (files.read(key.rows) for key in in_order(range(CAPTIONED), BATCH))
     features = torch.cat([encode(shipped.encoder, images, PRECISION) for images in looks])
-    theirs = yardstick.Yardstick.of(shipped.decoder).to(DEVICE).eval()
+    additive = looking_before(shipped.decoder)
+    decoder = additive if attention == "additive" else shipped.decoder
+    theirs = yardstick.Yardstick.of(additive).to(DEVICE).eval()
     turn = cycle(range(len(features)))
+    words: list[list[int]] = [[], []]
 
     def ours() -> float:
-        with torch.inference_mode(), autocast(DEVICE, PRECISION):
-            beam_search(shipped.decoder, shipped.decoder.prepare(features, None), 5)
+        with torch.no_grad(), autocast(DEVICE, PRECISION):
+            found = beam_search(decoder, decoder.prepare(features, None), 5)
+        words[0] += [len(captions[0].tokens) for captions in found]
         return len(features)
 
     def usual() -> float:
         rows = [next(turn) for _ in range(8)]
-        return len([yardstick.beam_search(theirs, features[row : row + 1].float(), 5) for row in rows])
+        found = [yardstick.beam_search(theirs, features[row : row + 1].float(), 5) for row in rows]
+        words[1] += [len(captions[0][1]) for captions in found]
+        return len(rows)
 
     rates = taking_turns(ours, usual, seconds)
-    yield Row("beam search, 5 beams", "images/s", *rates, limits().products * len(features) / flops(ours))
+    limit = limits().products * len(features) / flops(ours)
+    note = " and ".join(f"{statistics.mean(counts):.1f}" for counts in words) + " words a caption"
+    yield Row(f"beam search, 5 beams, {attention}", "images/s", *rates, limit, note)
 
 
 def features(seconds: float) -> Iterator[Row]:
@@ -284,7 +293,8 @@ def whole(data_root: str, seconds: float) -> Iterator[Row]:
 ROWS: dict[str, Callable[[float], Iterator[Row]]] = {
     "additive": partial(training, "additive"),
     "dot": partial(training, "dot"),
-    "beam": beam,
+    "beam-additive": partial(beam, "additive"),
+    "beam-dot": partial(beam, "dot"),
     "features": features,
     "tuning": tuning,
     "regions": regions,

@@ -25,6 +25,7 @@ from data.vocabulary import SPECIALS, Vocabulary
 from loss import build_loss
 from models.captioner import Captioner
 from models.decoder import Decoder
+from models.looking import LookAfter, LookBefore
 from models.tokens import PAD
 from train import train_step
 from utils.checkpoint import SHIPPED, load_checkpoint
@@ -166,6 +167,26 @@ class UsualTraining:
         tokens = pad_sequence([torch.tensor(t) for _, t in chunk], batch_first=True, padding_value=PAD)
         yardstick.train_step(self.model, self.optimizer, features.to(DEVICE), tokens.to(DEVICE))
         return len(chunk)
+
+
+@torch.no_grad()
+def looking_before(decoder: Decoder) -> Decoder:
+    """A decoder with additive attention that speaks much as one does that looks after each word: no command trains one.
+
+    What the two have in common is that decoder's; the LSTM hears nothing of where this one looks.
+    """
+    looking, width = decoder.looking, decoder.embedding.weight.shape[1]
+    assert isinstance(looking, LookAfter)
+    torch.manual_seed(0)
+    other = Decoder(len(decoder.embedding.weight), CHANNELS, width, decoder.dropout.p, "additive").eval()
+    looks = other.looking
+    assert isinstance(looks, LookBefore)
+    shared = {name: value for name, value in decoder.state_dict().items() if not name.startswith("looking.")}
+    other.load_state_dict(shared, strict=False)
+    looks.from_hidden.weight.copy_(torch.cat([looking.query.weight, looking.from_hidden.weight]))
+    looks.from_hidden.bias.zero_()[: 2 * width] = looking.query.bias
+    looks.from_context.weight.zero_()
+    return other.to(decoder.embedding.weight.device)
 
 
 def peak_memory(path: str, steps: int = 10) -> None:

@@ -2,8 +2,8 @@
 
 Show, Attend and Tell in plain torch modules and float32: every caption by itself with its own copy of its image's
 regions, additive attention and an LSTMCell word by word, autograd through it all, beam search for one image at a time,
-and an encoder run as timm gives it. The equations are those of models.decoder.Decoder, so that `Yardstick.of(decoder)`
-says the same (tests/test_yardstick.py), also where that looks after each word, by a dot product.
+and an encoder run as timm gives it. The equations are those of models.decoder.Decoder with additive attention, so that
+`Yardstick.of(decoder)` says the same (tests/test_yardstick.py).
 """
 
 import timm
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoder import Decoder
-from models.looking import LookAfter, LookBefore
+from models.looking import LookBefore
 from models.tokens import END, PAD, START, UNK
 
 BATCH = 32  # captions a step, images an encoder sees at a time
@@ -21,16 +21,14 @@ BATCH = 32  # captions a step, images an encoder sees at a time
 
 
 class Yardstick(nn.Module):
-    def __init__(self, vocabulary_size: int, channels: int, width: int, dropout: float, looks_after: bool) -> None:
+    def __init__(self, vocabulary_size: int, channels: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.looks_after = looks_after
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.region = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), nn.ReLU(), nn.Dropout(dropout))
-        self.query, self.gate = nn.Linear(width, width), nn.Linear(width, width)
-        if not looks_after:
-            self.key, self.score = nn.Linear(width, width), nn.Linear(width, 1, bias=False)
+        self.key, self.query, self.gate = (nn.Linear(width, width) for _ in range(3))
+        self.score = nn.Linear(width, 1, bias=False)
         self.initial_hidden, self.initial_cell = nn.Linear(width, width), nn.Linear(width, width)
-        self.lstm = nn.LSTMCell(width if looks_after else 2 * width, width)
+        self.lstm = nn.LSTMCell(2 * width, width)
         self.output_context = nn.Linear(width, width)
         self.classifier = nn.Linear(width, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
@@ -38,31 +36,25 @@ class Yardstick(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, decoder: Decoder) -> "Yardstick":
-        """The yardstick with a decoder's weights."""
+        """The yardstick with the weights of a decoder with additive attention."""
         vocabulary_size, width = decoder.embedding.weight.shape
         channels = decoder.get_parameter("region.1.weight").shape[1]
-        looking = decoder.looking
-        model = cls(vocabulary_size, channels, width, decoder.dropout.p, isinstance(looking, LookAfter))
+        model, looking = cls(vocabulary_size, channels, width, decoder.dropout.p), decoder.looking
+        assert isinstance(looking, LookBefore)
         for name in ("embedding", "region", "output_context", "classifier"):
             getattr(model, name).load_state_dict(getattr(decoder, name).state_dict())
+        for name in ("key", "score"):
+            getattr(model, name).load_state_dict(getattr(looking, name).state_dict())
         for kind in ("weight", "bias"):
             hidden, cell = getattr(decoder.initial, kind).chunk(2)
             getattr(model.initial_hidden, kind).copy_(hidden)
             getattr(model.initial_cell, kind).copy_(cell)
-            if isinstance(looking, LookAfter):
-                query, gate = getattr(looking.query, kind).chunk(2)
-                recurrent = getattr(looking.from_hidden, kind)
-            else:
-                query, gate, recurrent = getattr(looking.from_hidden, kind).split([width, width, 4 * width])
+            query, gate, recurrent = getattr(looking.from_hidden, kind).split([width, width, 4 * width])
             getattr(model.query, kind).copy_(query)
             getattr(model.gate, kind).copy_(gate)
-            getattr(model.lstm, f"{kind}_hh").copy_(0 if recurrent is None else _torchs_order(recurrent))
-        inputs = [decoder.from_word.weight]
-        if isinstance(looking, LookBefore):
-            model.key.load_state_dict(looking.key.state_dict())
-            model.score.load_state_dict(looking.score.state_dict())
-            inputs.append(looking.from_context.weight)
-        model.lstm.weight_ih.copy_(_torchs_order(torch.cat(inputs, 1)))
+            getattr(model.lstm, f"{kind}_hh").copy_(_torchs_order(recurrent))
+        inputs = torch.cat([decoder.from_word.weight, looking.from_context.weight], 1)
+        model.lstm.weight_ih.copy_(_torchs_order(inputs))
         model.lstm.bias_ih.copy_(_torchs_order(decoder.from_word.bias))
         return model
 
@@ -74,24 +66,12 @@ class Yardstick(nn.Module):
         self, regions: Tensor, hidden: Tensor, cell: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [P, V], the new state and attention [P, N] after `tokens` [P], of regions [P, N, E]."""
-        words = self.dropout(self.embedding(tokens))
-        if self.looks_after:
-            hidden, cell = self.lstm(words, (hidden, cell))
-        context, attention = self.look(regions, hidden)
-        if not self.looks_after:
-            hidden, cell = self.lstm(torch.cat([words, context], 1), (hidden, cell))
-        logits = self.classifier(self.dropout(hidden + self.output_context(context) + words))
-        return logits, hidden, cell, attention
-
-    def look(self, regions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Gated context [P, E] and attention [P, N]."""
         query = self.query(hidden)[:, None]
-        if self.looks_after:
-            energy = (regions * query).sum(2) / query.shape[2] ** 0.5
-        else:
-            energy = self.score(torch.tanh(self.key(regions) + query)).squeeze(2)
-        attention = energy.softmax(1)
-        return torch.sigmoid(self.gate(hidden)) * (attention[:, :, None] * regions).sum(1), attention
+        attention = self.score(torch.tanh(self.key(regions) + query)).squeeze(2).softmax(1)
+        context = torch.sigmoid(self.gate(hidden)) * (attention[:, :, None] * regions).sum(1)
+        words = self.dropout(self.embedding(tokens))
+        hidden, cell = self.lstm(torch.cat([words, context], 1), (hidden, cell))
+        return self.classifier(self.dropout(hidden + self.output_context(context) + words)), hidden, cell, attention
 
     def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [P, T, V] and attention [P, T, N] after each of tokens [P, T], of features [P, N, D]."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class FeatureStore(Store):
         super().__init__(path)
         self.seed = seed
 
-    @property
+    @cached_property  # HDF5 takes longer to say it than to read an image's features
     def shape(self) -> tuple[int, int, int, int]:
         """(images, views, N cells, D channels)."""
         images, views, cells, channels = self.records("features").shape

@@ -76,7 +76,9 @@ class Captioner(nn.Module):
     def features(self, content: Tensor, views: int = 1) -> Tensor:
         """Features [B, h * w, D] of images, averaged over their first `views` turns and flips, or as they are."""
         if content.ndim == 3:
-            return content.to(self.decoder.embedding.weight.dtype)
+            # as an encoder would give them; from float16 to bfloat16 at once takes a CPU thrice as long as by float32
+            features, kind = content.to(self.decoder.embedding.weight.dtype), content.device.type
+            return features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else features
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
             return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
 

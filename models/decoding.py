@@ -26,7 +26,7 @@ class Hypothesis:
     attention: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def beam_search(
     decoder: Decoder, regions: Regions, beam_size: int = 5, max_words: int = 30, length_penalty: float = 1.0
 ) -> list[list[Hypothesis]]:
@@ -111,13 +111,13 @@ def _trace(
     ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy(decoder: Decoder, regions: Regions, max_words: int = 30) -> list[Hypothesis]:
     """The most probable word at every step, until the end or `max_words`: one caption an image."""
     return _roll(decoder, regions, max_words, lambda logits: logits.argmax(-1))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     decoder: Decoder,
     regions: Regions,

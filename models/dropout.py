@@ -24,5 +24,5 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         draws = torch.empty(-(-input.numel() * bits // 64), dtype=torch.int64).random_(-(2**63), None)
         drawn = draws.view(kind)[: input.numel()].view(input.shape)  # from -levels / 2 on
-        kept = (drawn >= dropped - levels // 2).to(input.dtype)
+        kept = drawn.ge_(dropped - levels // 2).to(input.dtype)  # a comparison that gives bool takes ten times as long
         return input * kept.mul_(levels / (levels - dropped))

@@ -6,7 +6,7 @@ Each is an LSTM over words with soft attention over regions, whole captions at o
 import torch
 from torch import Tensor, nn
 
-from models.attention import energies, weights
+from models.attention import energies, tanh, weights
 from models.capture import replayed
 from models.packing import Grouping
 from models.recurrence import Lstm, Recurrence
@@ -124,6 +124,6 @@ def _look(
 
 
 def _next(gates: Tensor, cell: Tensor) -> State:
-    i, f, o, g = gates.chunk(4, -1)
-    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-    return State(torch.sigmoid(o) * torch.tanh(cell).to(o.dtype), cell)
+    i, f, o, g = gates.to(cell.dtype).chunk(4, -1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * tanh(g)
+    return State((torch.sigmoid(o) * tanh(cell)).to(gates.dtype), cell)

@@ -8,10 +8,10 @@ from models import decoding
 from models.decoder import Decoder
 
 
-@pytest.fixture(params=["additive", "dot"])
-def decoder(request: pytest.FixtureRequest) -> Decoder:
+@pytest.fixture
+def decoder() -> Decoder:
     torch.manual_seed(0)
-    decoder = Decoder(20, 12, 16, 0.5, request.param).eval()
+    decoder = Decoder(20, 12, 16, 0.5, "additive").eval()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, 0, 0.5)  # so that words differ
     return decoder

@@ -64,7 +64,7 @@ def caption_rows(
                 seen.clear()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def look(captioner: Captioner, visual: Visual, views: int, precision: str) -> Visual:
     """A batch with features in place of images."""
     device = captioner.encoder.mean.device
@@ -74,7 +74,7 @@ def look(captioner: Captioner, visual: Visual, views: int, precision: str) -> Vi
         return visual._replace(content=captioner.features(visual.content, views))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def caption_batch(
     captioner: Captioner,
     vocabulary: Vocabulary,
