@@ -108,6 +108,15 @@ def test_sampling_follows_the_distribution(model: Decoder) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=5 * 0.5 / 20_000**0.5)
 
 
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])
+def test_what_cannot_be_said_is_not_drawn_at_either_end(
+    model: Decoder, drawn: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, drawn))
+    for hypothesis in sample(model, regions_of(model, 8), 6, samples=2):
+        assert hypothesis.tokens and set(hypothesis.tokens) <= set(WORDS)
+
+
 def test_sampling_at_low_temperature_is_greedy(model: Decoder) -> None:
     regions = regions_of(model, 8)
     cold = sample(model, regions, 6, temperature=1e-3)

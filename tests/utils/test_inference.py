@@ -113,12 +113,12 @@ def latent(captioner: Captioner) -> Captioner:
 
 def test_sampling_draws_as_many_captions_as_are_asked_for_best_first(captioner: Captioner, latent: Captioner) -> None:
     for model in (captioner, latent):
-        found = captions(model, [4, 2, 6], method="sample", samples=6)
+        found = captions(model, [4, 2, 6], method="sample", samples=6, temperature=3.0)  # flat: six are hardly one
         assert [len(group) for group in found] == [6, 6, 6]
         for group in found:
             assert [c.score for c in group] == sorted((c.score for c in group), reverse=True)
             assert len({c.text for c in group}) > 1
-        again = captions(model, [4, 2, 6], method="sample", samples=6)
+        again = captions(model, [4, 2, 6], method="sample", samples=6, temperature=3.0)
         assert [[c.text for c in group] for group in again] == [[c.text for c in group] for group in found]
 
 
