@@ -1,13 +1,14 @@
 """Train every recipe of a grid and compare them: python ablate.py GRID.yaml [--data-root DIR] [section.key=value ...].
 
 A grid (utils/grid.py says how to write one; configs/ablations/ has some) is a base recipe, factors and seeds. Runs that
-are done are not done again, and a run that was stopped goes on. Started several times, the processes share the runs
-out. The folder then holds table.md, table.csv, plot.png, and of every run a folder VARIANT/seedN as train.py leaves it.
+are done are not done again (the table says where they are of other code), and a run that was stopped goes on. Started
+several times, the processes share the runs out. The folder then holds table.md, table.csv, plot.png, and of every run a
+folder VARIANT/seedN as train.py leaves it.
 """
 
 import argparse
 
-from utils.files import git_sha, run_program, write_json
+from utils.files import code_digest, git_sha, run_program, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +33,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,6 +55,7 @@ from utils.results import read_results
 from utils.runs import check_same_recipe
 from utils.sources import open_dataset
 
+CODE = code_digest()  # of what is imported here, whatever is edited while runs are at work
 BUSY, DONE = 75, 76  # exit codes where another process is at a run, and where it has done it
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -68,7 +71,8 @@ def main(arguments: argparse.Namespace) -> None:
         write_sweep(folder, grid, cells)
         return
     failed = [] if arguments.table else train_all(folder, grid, cells)
-    tabulate(folder, path.stem, grid, cells)
+    with suppress(*[UserError] if failed else []):  # what failed says more than that there is nothing to compare
+        tabulate(folder, path.stem, grid, cells)
     if failed:
         raise UserError(f"{len(failed)} runs failed, start again to try again: {'; '.join(failed)}")
 
@@ -99,8 +103,9 @@ def train_all(folder: Path, grid: Grid, cells: Sequence[Variant]) -> list[str]:
                 console.print(f"{name}: another process has done it")
             elif code:
                 log = Path(str(config.output_dir)) / "log.txt"
-                said = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with exit code {code}"]
-                failed.append(f"{name} ({log}: {said[-1]})")
+                said = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() and code > 0 else []
+                reason = said[-1] if said else f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+                failed.append(f"{name} ({log}: {reason})")
                 console.print(f"{name}: failed, see {log}")
             else:
                 times.append(time.monotonic() - began)
@@ -142,7 +147,7 @@ def train_one(config: Config, patient: bool) -> None:
             if is_done(config):
                 sys.exit(DONE)
             train.main(config, resume=True)
-            write_json(folder / "done.json", {"git_sha": git_sha()})
+            write_json(folder / "done.json", {"git_sha": git_sha(), "code": CODE})
     except Timeout:
         sys.exit(BUSY)
 
@@ -155,6 +160,11 @@ def is_done(config: Config) -> bool:
     return (folder / "done.json").exists()
 
 
+def code_of(config: Config) -> str:
+    """The digest of the code that did a run, "" where it did not say."""
+    return json.loads((Path(str(config.output_dir)) / "done.json").read_text(encoding="utf-8")).get("code", "")
+
+
 def results_of(config: Config) -> Path:
     """The file in which train.py left the captions of a run."""
     return Path(str(config.output_dir)) / "val.json"
@@ -164,11 +174,12 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
     """Compare the runs that are done: table.md, table.csv and plot.png."""
     dataset = open_dataset(cells[0].config)
     runs: dict[tuple[str, ...], dict[int, Run]] = {}
-    missing = 0
+    missing = older = 0
     for variant in cells:
         configs = {seed: run_config(folder, variant, seed) for seed in grid.seeds}
         done = {seed: read_run(config, dataset, grid.columns) for seed, config in configs.items() if is_done(config)}
         missing += len(configs) - len(done)
+        older += sum(code_of(configs[seed]) != CODE for seed in done)
         if done:
             runs[variant.levels] = done
     if cells[0].levels not in runs:
@@ -184,6 +195,7 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
         f"random (metrics/statistics.py, crossed_test)."
     )
     about += f" {missing} runs are not done yet." if missing else ""
+    about += f" {older} runs are of other code than this; another --output-dir does them anew." if older else ""
     write_whole(folder / "table.md", f"# {title}\n\n{table}\n{about}\n")
     write_csv(folder / "table.csv", rows, list(grid.factors), grid.columns)
     plot(folder / "plot.png", rows, f"{title} ({dataset.spec.name} val)")

@@ -42,7 +42,7 @@ from data.errors import UserError
 from data.loading import ImageFiles, Visuals
 from data.synthetic import SCENE_TYPES, generate_scene
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
-from utils.devices import best_device, choose_precision
+from utils.devices import best_device, looking_precision
 from utils.inference import Caption, caption_batch
 from utils.sources import live_regions
 from utils.visualize import heat, outlines, paint
@@ -110,7 +110,7 @@ def look(image: Path, path: str) -> str:
     visuals = Visuals(content, live_regions(checkpoint.config, content, [image.stem], checkpoint.captioner.encoder))
     visual = visuals.read([0])
     decoding = checkpoint.config.decoding.model_copy(update={"method": "beam"})
-    precision = choose_precision("auto", best_device())
+    precision = looking_precision(checkpoint.config.train.precision, best_device())
     captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visual, decoding, precision, seed=0)[0]
     return render(visual.content[0].permute(1, 2, 0).numpy(), captions, visuals.masks(0))
 

@@ -70,7 +70,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from glob import glob, has_magic
 from heapq import nlargest
 from itertools import islice
@@ -86,7 +85,7 @@ from models.pooling import together
 from models.runtime import translated
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import with_decoding
-from utils.devices import best_device, choose_precision
+from utils.devices import PATIENCE, best_device, looking_precision
 from utils.files import one_line
 from utils.inference import caption_batch
 from utils.journal import Journal, Row
@@ -98,7 +97,6 @@ from utils.sources import live_regions
 from utils.visualize import Panel, attention_figure
 
 BATCH = 32  # images at a time: an encoder wants 16 MB for each
-PATIENCE = timedelta(days=30)  # of a process whose share is done; where one of them dies, the launcher ends all
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -148,7 +146,7 @@ def main(arguments: argparse.Namespace) -> None:
             again.update(islice(told, PICTURED))
         left = [file for file in mine if file in again or file not in journal]
         panels: list[Panel] = []
-        precision = choose_precision("auto", best_device())
+        precision = looking_precision(checkpoint.config.train.precision, best_device())
         with translated(checkpoint.captioner.encoder, len(left) * checkpoint.config.decoding.views, precision):
             for row in caption_files(checkpoint, left, tiling, query, journal, precision, panels if picture else None):
                 if "error" in row and len(files) > 1:
@@ -158,7 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
         if world > 1:
             from accelerate import PartialState  # here: it takes seconds, and one process does without it
 
-            PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE).wait_for_everyone()
+            PartialState(cpu=True, timeout=PATIENCE).wait_for_everyone()  # to wait takes no GPU
             if rank:
                 return
             journal.look_around(errors=True)

@@ -44,6 +44,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -57,7 +58,7 @@ from metrics.scores import Scores, printed, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import Config, parse_config, with_decoding
-from utils.devices import best_device, choose_precision
+from utils.devices import best_device, looking_precision
 from utils.grounding import SCORES as GROUNDING
 from utils.grounding import ground, known_truth
 from utils.inference import Caption, caption_rows
@@ -66,6 +67,7 @@ from utils.results import class_scores, read_results, result_entries, scene_clas
 from utils.sources import image_files, open_dataset, stored_regions
 
 NOISE = 0.05  # a difference that chance alone makes this often is called noise
+NOWHERE = np.empty((0, 0), np.float32)  # the attention of a caption whose attention nobody asks for
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -74,6 +76,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--results needs --dataset NAME, the annotations to score against")
     for output in filter(None, (arguments.output, arguments.report)):
         check_writable(Path(output))
+    if arguments.results and (arguments.decoding or arguments.beam_size is not None):
+        raise UserError("--beam-size and --decoding are for a checkpoint; what --results holds is said already")
     path = None if arguments.results else Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(path) if path else None
     config = with_data(checkpoint.config if checkpoint else Config(), arguments)
@@ -85,14 +89,17 @@ def main(arguments: argparse.Namespace) -> None:
     visuals = None
     grounding: dict[str, float] = {}
     if path and checkpoint:
-        precision = choose_precision("auto", best_device())
+        precision = looking_precision(config.train.precision, best_device())
         captioner = checkpoint.captioner.to(best_device())
         regions = stored_regions(config, dataset, images, captioner.encoder)
         visuals = Visuals(image_files(config, dataset, images), regions)
         rows = range(len(images))
-        beams = list(caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision))
+        for found in caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision):
+            looks = found[0].attention.copy() if arguments.report else NOWHERE  # a part would keep its whole batch's
+            beams.append([found[0]._replace(attention=looks), *(c._replace(attention=NOWHERE) for c in found[1:])])
         truths, views = known_truth(dataset), config.decoding.views
-        grounding = ground(captioner, checkpoint.vocabulary, visuals, images, truths, precision, views)
+        most = config.data.max_words
+        grounding = ground(captioner, checkpoint.vocabulary, visuals, images, truths, precision, views, most)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
             "checkpoint": str(arguments.checkpoint or SHIPPED.name),
@@ -140,8 +147,7 @@ def main(arguments: argparse.Namespace) -> None:
         "git_sha": git_sha(),
         "versions": versions(),
     }
-    show(result)
-    if arguments.output:
+    if arguments.output:  # before anything is printed, whose reader may be gone
         write_json(Path(arguments.output), result)
     if arguments.report:
         examples = [
@@ -154,6 +160,7 @@ def main(arguments: argparse.Namespace) -> None:
                 for row, (example, found) in enumerate(zip(examples, beams, strict=True))
             ]
         write_report(Path(arguments.report), result, examples)
+    show(result)
 
 
 def with_data(config: Config, arguments: argparse.Namespace) -> Config:

@@ -43,7 +43,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object, set_seed
 from rich.console import Console
 from torch import Tensor
@@ -60,7 +60,7 @@ from models.captioner import Captioner
 from models.encoder import Encoder
 from utils.checkpoint import Checkpoint, build_captioner
 from utils.criteria import build_criteria, log_terms, offered, stop_unless_finite
-from utils.devices import best_device, choose_precision, choose_workers, tune_memory
+from utils.devices import PATIENCE, best_device, choose_precision, choose_workers, tune_memory
 from utils.grounding import ground, known_truth
 from utils.guides import Guides, load_models
 from utils.heads import Head, Setting, build_heads, score_heads
@@ -99,7 +99,11 @@ def main(config: Config, resume: bool) -> None:
     tune_memory()
     precision = choose_precision(config.train.precision, device)
     # told that it is a CPU, it lets several processes speak over gloo
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # while the first one encodes, the others wait
+    )
     criteria.to(accelerator.device)
     console.quiet = not accelerator.is_main_process
     set_seed(config.seed)  # an encoder without weights is drawn
@@ -114,7 +118,7 @@ def main(config: Config, resume: bool) -> None:
     # Model, optimizer, and where the run stands.
     captioner, optimizer = build_model(config, data, encoder, init)
     guides = Guides(config, criteria, captioner, init, teachers, data.dataset, data.batches["train"], precision)
-    origin = origin_of(data.dataset)
+    origin = origin_of(data.dataset, config)
     run_dir = open_run(config, resume, accelerator, origin)
     progress = Progress.resumed(run_dir, captioner, optimizer, accelerator, console)
     tracker = Tracker(run_dir, config, progress.lines) if accelerator.is_main_process else None
@@ -144,6 +148,7 @@ def main(config: Config, resume: bool) -> None:
                 if time.monotonic() - saved >= config.train.save_every:
                     save()
                     saved = time.monotonic()
+                step_began = time.monotonic()  # neither the log nor a save is training
             said, scores = validate(config, captioner, data, guides, precision, accelerator, safe)
             progress.epoch = epoch + 1
             if scores["CIDEr"] > progress.best or config.train.keep == "last":
@@ -336,7 +341,8 @@ def validate(
     said = dict(gather_object(list(zip(mine, texts, strict=True))))
     scores = score_captions(said, {i: image.captions for i, image in enumerate(images)}, FAST).metrics
     scores |= score_heads(captioner, data.heads, data.batches["val"], precision, guides.show)
-    scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision, config.decoding.views)
+    views, most = config.decoding.views, config.data.max_words
+    scores |= ground(captioner, data.vocabulary, visuals, images, data.truths, precision, views, most)
     return [said[row] for row in range(len(said))], scores
 
 

@@ -282,7 +282,10 @@ def visual_loader(visuals: Readable[T], keys: Sequence[BatchKey], workers: int) 
 
 
 def _read_ahead(items: Dataset[T], keys: Sequence[BatchKey], workers: int, visuals: object) -> Iterator[T]:
-    stream: Any = iter(DataLoader(_Guarded(items), sampler=keys, batch_size=None, num_workers=workers))
+    reading = DataLoader(
+        _Guarded(items), sampler=keys, batch_size=None, num_workers=workers, worker_init_fn=leave_to_the_parent
+    )
+    stream: Any = iter(reading)
     if workers and threading.current_thread() is threading.main_thread():
         # torch's own handler raises an error wherever the program is; here a death is found where its batch is awaited
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -299,6 +302,12 @@ def _read_ahead(items: Dataset[T], keys: Sequence[BatchKey], workers: int, visua
         last = files.last_read(dead[0]) if isinstance(files, ImageFiles) else None
         where = f"; it was reading {last}" if last else ""
         raise UserError(f"a process that reads data died{where}; mend the file, or lower data.workers") from None
+
+
+def leave_to_the_parent(_: int = 0) -> None:
+    """In a process that reads: Ctrl-C, which a terminal sends to all, is for the one that started it, and ends both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Reader(Dataset[T]):

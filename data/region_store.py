@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.features import Store, new_store
-from data.loading import ImageFiles, Readable
+from data.loading import ImageFiles, Readable, leave_to_the_parent
 from data.regions import Found, RegionFinder, unpacked
 
 FEW = 64  # images that are not worth starting processes for
@@ -114,6 +114,7 @@ _JOB: list[Any] = []  # what a process of the pool works on, sent to it once
 
 
 def _begin(files: ImageFiles, finder: RegionFinder) -> None:
+    leave_to_the_parent()
     torch.set_num_threads(1)
     _JOB[:] = [files, finder]
 

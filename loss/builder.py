@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from loss.box_iou import BoxIoULoss
+from loss.common import zero_with_graph
 from loss.cross_entropy import CrossEntropyLoss
 from loss.ctc import CTCLoss
 from loss.focal import SigmoidFocalLoss, SoftmaxFocalLoss
@@ -182,9 +183,10 @@ class LossFactory(nn.Module):
             if head is None:
                 value, inner = call(loss, out, target)
             else:
+                share = target[head].get("share", 1.0)
                 value, inner = call(loss, out[head], target[head])
-                value = value * target[head].get("share", 1.0)
-            contribution = weight * value
+                value, inner = value * share, {part: term * share for part, term in inner.items()}
+            contribution = weight * value if weight else zero_with_graph(value)  # 0 * inf would be NaN
             total = contribution if total is None else total + contribution
             terms[name] = value.detach()
             weighted[name] = contribution.detach()

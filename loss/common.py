@@ -106,7 +106,7 @@ def along_first(weight: Tensor, values: Tensor) -> Tensor:
     """Shape one weight per entry of the first axis, [B], so that it broadcasts over ``values``, [B, ...]."""
     if weight.shape != values.shape[:1]:
         raise ValueError(f"weight {tuple(weight.shape)} is not one number per entry of {tuple(values.shape)}")
-    return weight.reshape(-1, *[1] * (values.ndim - 1))
+    return upcast(weight).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def read_pair(
@@ -171,7 +171,7 @@ def reduce(
     check_reduction(reduction)
     count: Tensor | float = values.numel()
     if weight is not None:
-        weight = weight.expand_as(values)
+        weight = upcast(weight).expand_as(values)  # a sum of halves ends at 65504, or counts only to 256
         count = weight.sum()
         if weight.dtype == torch.bool:
             values = values.masked_fill(~weight, 0.0)

@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import along_first, check_class_weight, check_reduction, find_class_dim, read_pair, reduce, upcast
+from loss.common import (
+    along_first,
+    bounded,
+    check_class_weight,
+    check_reduction,
+    find_class_dim,
+    read_pair,
+    reduce,
+    upcast,
+)
 
 
 def cross_entropy(
@@ -36,6 +45,7 @@ def cross_entropy(
         dim = class_dims[0] % logits.ndim if logits.ndim > 1 else 0
         shape = logits.shape[:dim] + logits.shape[dim + 1 :]
         target = target.to(logits)
+        logits = torch.where(target == 0, bounded(logits), logits)  # what is forbidden and not wanted takes no part
     else:
         dim = find_class_dim(logits, target, class_dims)
         shape = target.shape

@@ -46,6 +46,8 @@ def sigmoid_focal_loss(
         target = torch.zeros_like(logits).scatter_(dim, index, counts.to(logits.dtype))
     elif target.shape != logits.shape:
         raise ValueError(f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
+    elif token_count is not None:
+        raise ValueError("token_count is a number of labels, and the target is no labels but as large as the logits")
     target = target.to(logits.dtype)
     logits = bounded(logits)
     miss = torch.addcmul(target, logits.sigmoid(), torch.rsub(target, 1.0, alpha=2.0))  # 1 - p_t = t + p (1 - 2 t)

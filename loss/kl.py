@@ -91,7 +91,7 @@ class KLDistillationLoss(nn.Module):
         if self.reduction == "sum":
             return scale * reduce(rows, "sum", mask)
         if token_count is None:
-            token_count = mask.sum() if mask is not None else rows.numel()
+            token_count = upcast(mask).sum() if mask is not None else rows.numel()
             if mask is None and self.reduction == "batchmean":
                 token_count = len(rows)
         divisor = token_count * (values.shape[-1] if self.reduction == "mean" else 1)
@@ -160,7 +160,7 @@ class VAEKLLoss(nn.Module):
         twice = torch.expm1(logvar) - logvar + distance
         each = None if weight is None else along_first(weight, twice)
         if self.reduction == "batchmean":
-            return 0.5 * reduce(twice, "mean", each, len(twice) if weight is None else weight.sum())
+            return 0.5 * reduce(twice, "mean", each, len(twice) if weight is None else upcast(weight).sum())
         return 0.5 * reduce(twice, self.reduction, each)
 
 

@@ -31,6 +31,11 @@ def iou_score(intersection: Tensor, total: Tensor, smooth: float = 0.0, eps: flo
     return (intersection + smooth) / (total - intersection + smooth).clamp(min=eps)
 
 
+def one_channel(masks: Tensor) -> Tensor:
+    """Return [N, 1, ...] as [N, ...], and anything else as it is."""
+    return masks.squeeze(1) if masks.ndim > 1 else masks
+
+
 def soft_masks(
     pred: Tensor, target: Tensor, mode: str, from_logits: bool = True, ignore_index: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +49,8 @@ def soft_masks(
     channels = 1 if mode == "binary" else pred.shape[1]
     pixels = pred.numel() // max(len(pred) * channels, 1)
     entries = (len(pred), 1 if mode == "multiclass" else channels, pixels)
-    if len(target) != len(pred) or target.numel() != entries[0] * entries[1] * entries[2]:
+    places = {"multilabel": pred, "multiclass": pred[:, 0], "binary": one_channel(pred)}[mode].shape
+    if target.shape != places and (mode == "multilabel" or one_channel(target).shape != places):
         raise ValueError(f"{mode} masks {list(target.shape)} do not fit predictions {list(pred.shape)}")
     pred, target = pred.reshape(len(pred), channels, pixels), target.reshape(entries)
 

@@ -57,10 +57,11 @@ def boundary_loss(logits: Tensor, boundary: Tensor) -> Tensor:
 
     Args:
         logits: [N, 1, H, W].
-        boundary: [N, H, W] of 0 and 1, any dtype.
+        boundary: [N, H, W] or [N, 1, H, W] of 0 and 1, any dtype. ValueError for any other shape.
     """
-    logits = bounded(logits.squeeze(1))
-    boundary = boundary.reshape(logits.shape)
+    if boundary.shape not in (logits.shape, logits.squeeze(1).shape):
+        raise ValueError(f"a boundary map {list(boundary.shape)} does not fit logits {list(logits.shape)}")
+    logits, boundary = bounded(logits).squeeze(1), boundary.reshape(logits.squeeze(1).shape)
     pos, neg = boundary == 1, boundary == 0
     num_pos, num_neg = pos.sum(), neg.sum()
     share = divide(num_pos.to(logits.dtype), num_pos + num_neg)

@@ -38,7 +38,7 @@ def retinanet_terms(
         num_foreground = max(len(foreground), 1)
 
         one_hot = torch.zeros_like(logits)
-        one_hot[foreground, labels[matched_gt]] = 1
+        one_hot[foreground] = F.one_hot(labels[matched_gt], logits.shape[1]).to(one_hot)  # asserts labels on a GPU, too
         focal = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma, reduction="none").sum(1)
         cls_sum = cls_sum + reduce(focal, "sum", matched != matcher.IGNORED) / num_foreground
 

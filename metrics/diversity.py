@@ -74,7 +74,7 @@ def self_cider(captions: Sequence[Sequence[str]], references: Iterable[Sequence[
 
     With K the m x m matrix of the captions' CIDEr with each other, the mean over n = 1..4 of the cosines of
     their TF-IDF vectors, and l its eigenvalues: -log_m(sqrt(max l) / sum sqrt(l)). It is 0 where all captions
-    are alike and 1 where no two share an n-gram of any weight.
+    are alike and 1 where no two share an n-gram and each has some of every order.
 
     Args:
         captions: for each of B images its captions, two or more.

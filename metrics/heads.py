@@ -46,6 +46,9 @@ def recall(pairs: Sequence[Pair], ranks: Sequence[int] = (1, 5, 10)) -> dict[str
     image_to_text_R@k: the share of images of which any caption is among the k captions nearest to the image;
     text_to_image_R@k: the share of captions whose image is among the k images nearest to the caption.
 
+    What is equally near stands in any order, and the mean over all orders is taken, so that embeddings that tell
+    nothing apart score as chance does; what is no number is the farthest.
+
     `image_embeddings` and `text_embeddings` [P, E], `labels` int64 [P] (which image), `weight` [P] (how often).
     """
     image, labels = gather(pairs, "image_embeddings", "labels")
@@ -57,11 +60,26 @@ def recall(pairs: Sequence[Pair], ranks: Sequence[int] = (1, 5, 10)) -> dict[str
     similarity = images @ texts.T
     scores: dict[str, float] = {}
     for way, nearness, right in (("image_to_text", similarity, same), ("text_to_image", similarity.T, same.T)):
-        # the best rank of a right one: how many are nearer
+        nearness = nearness.nan_to_num(nan=-2.0)  # cosines are no less than -1
         best = nearness.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        rank = (nearness > best).sum(1)
-        scores |= {f"{way}_R@{k}": float((rank < k).double().mean()) for k in ranks}
+        nearer, tied = (nearness > best).sum(1), nearness == best
+        rights = (tied & right).sum(1)
+        scores |= {f"{way}_R@{k}": float(_found(k - nearer, rights, tied.sum(1)).mean()) for k in ranks}
     return scores
+
+
+def _found(places: Tensor, right: Tensor, tied: Tensor) -> Tensor:
+    """The probability that any of `right` among `tied` stands in the first `places`, where all orders are as likely.
+
+    1 - C(tied - right, places) / C(tied, places)
+    """
+
+    def log_ways(of: Tensor) -> Tensor:  # of choosing `places`, without what cancels
+        return torch.lgamma(of + 1.0) - torch.lgamma((of - places).clamp(min=0) + 1.0)
+
+    places, right, tied = places.double(), right.double(), tied.double()
+    missed = torch.where(places <= tied - right, torch.exp(log_ways(tied - right) - log_ways(tied)), 0.0)
+    return torch.where(places > 0, 1 - missed, 0.0)
 
 
 def mean_iou(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -36,6 +36,8 @@ class Encoder(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        if ":" in name:  # timm would look into a folder, or fetch it
+            raise ValueError(f"no encoder {name!r}: only timm's own names and torchvision/NAME are known")
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
         try:
@@ -45,10 +47,10 @@ class Encoder(nn.Module):
                 self.backbone = EfficientNetLite(name) if name in VARIANTS else _timm_backbone(name)
                 about: Any = self.backbone.pretrained_cfg
                 mean, std = about["mean"], about["std"]
-        except (RuntimeError, ValueError) as error:
+            if any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules()):
+                fold_norms(self.backbone, torch.zeros(1, 3, 224, 224))  # the size that nearly every one of them takes
+        except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no encoder {name!r}: {error}") from None
-        if any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules()):
-            fold_norms(self.backbone, torch.zeros(1, 3, 224, 224))  # the size that every one of them takes
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
@@ -148,4 +150,7 @@ def _torchvision_backbone(name: str) -> nn.Sequential:
         return nn.Sequential(*model.features, model.norm, model.permute)
     if isinstance(getattr(model, "features", None), nn.Module):  # VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt
         return nn.Sequential(model.features)
-    return nn.Sequential(*list(model.children())[:-2])  # ResNets: all but pooling and classifier
+    names = [child for child, _ in model.named_children()]
+    if names[-2:] != ["avgpool", "fc"]:
+        raise ValueError("of torchvision's models it is laid out as none that is known here; take timm's")
+    return nn.Sequential(*list(model.children())[:-2])  # ResNet, RegNet: all but pooling and classifier

@@ -19,6 +19,7 @@ import ablate
 import train
 from data.errors import UserError
 from utils.config import load_config, parse_config, read_yaml
+from utils.files import write_json
 from utils.grid import load_grid, variants
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,9 @@ def test_a_grid_is_stopped_gone_on_with_and_compared(scenes: Path, grid: Path, t
     again = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
     said = ""
     while "another process is at it" not in said:
-        said += again.stdout.readline()
+        line = again.stdout.readline()
+        assert line, again.stderr.read()  # it has ended
+        said += line
     assert not (held / "done.json").exists()
     lock.release()  # and dies
     rest, errors = again.communicate(timeout=300)
@@ -100,6 +103,11 @@ def test_a_grid_is_stopped_gone_on_with_and_compared(scenes: Path, grid: Path, t
         assert float(row["difference"]) == pytest.approx(float(row["CIDEr"]) - float(rows[0]["CIDEr"]), abs=1e-9)
         assert float(row["low"]) <= float(row["difference"]) <= float(row["high"]) and 0 <= float(row["p"]) <= 1
     assert Image.open(out / "plot.png").width > 500
+
+    assert "other code" not in (out / "table.md").read_text()
+    write_json(done[0], {"git_sha": "unknown"})  # as before a loss was edited
+    ablate.main(ablate.parse_arguments([*command[2:], "--table"]))
+    assert "1 runs are of other code than this" in (out / "table.md").read_text()
 
     changed = yaml.safe_load(grid.read_text())
     changed["base"]["train.lr"] = 1.0

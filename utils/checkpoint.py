@@ -7,6 +7,7 @@ are made, searched or rewarded with, configuration, vocabulary, preprocessing. `
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,7 +263,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, {k: v if k == "format" else json.loads(v) for k, v in metadata.items()}
     except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
-        with open(path, "rb") as file:
+        with suppress(OSError), open(path, "rb") as file:
             if file.read(2) in PICKLES:
                 raise UserError(
                     f"{path}: a pickle, which could run any program and is never read; where you trust it, convert "

@@ -23,6 +23,7 @@ def _as_float(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_as_float), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+UpTo100 = Annotated[Number, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -190,7 +191,7 @@ class DecodingConfig(Section):
     method: Literal["beam", "greedy", "sample", "parallel"] = "beam"
     beam_size: UpTo1000 = 5
     max_words: UpTo1000 = 30
-    length_penalty: NonNegative = 1.0  # of the beam: the power of the length that log p is divided by
+    length_penalty: UpTo100 = 1.0  # of the beam: the power of the length that log p is divided by
     temperature: Positive = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
     samples: UpTo1000 = 1  # captions of an image that sampling draws, shown best first
     views: Literal[1, 2, 4, 8] = 1  # test-time augmentation: the mean over two or all four turns, or flips, too
@@ -265,7 +266,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"argument {word!r}: write section.key=value, for example train.lr=1e-3")
         try:
             settings[key] = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # a date or a number that is none
             raise UserError(f"argument {word!r}: {text!r} is not a YAML value; quote it") from None
     return settings
 
@@ -310,7 +311,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date or a number that is none
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:120]})") from None
     if tree is None:
         return {}

@@ -3,16 +3,18 @@
 import ctypes
 import os
 import sys
+from datetime import timedelta
 
 import torch
 
+PATIENCE = timedelta(days=30)  # of a process that waits for others; where one of them dies, the launcher ends all
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU."""
+    """CUDA, of several processes on a machine each with a GPU of its own, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -25,6 +27,13 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "bf16"
     return "fp32"
+
+
+def looking_precision(trained: str, device: torch.device) -> str:
+    """What a captioner looks and speaks in after training with `train.precision` = `trained`: fp32 where that asked
+    for it, perhaps because nothing less held its numbers, and else what is fastest here.
+    """
+    return choose_precision("fp32" if trained == "fp32" else "auto", device)
 
 
 def choose_workers(wanted: int | None, device: torch.device) -> int:

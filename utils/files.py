@@ -1,6 +1,7 @@
 """What every program needs: JSON out, the commit of the code, and the ways to end."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,16 @@ def git_sha() -> str:
     return commit.strip() + ("+" if changes.strip() else "")
 
 
+def code_digest() -> str:
+    """SHA-256 of the code that trains, as it lies on the disk: a commit does not say it where files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    rooms = ("data", "loss", "metrics", "models", "utils")
+    digest = hashlib.sha256()
+    for path in sorted([root / "train.py", *(path for room in rooms for path in (root / room).rglob("*.py"))]):
+        digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the libraries that figures depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
@@ -67,18 +78,20 @@ def run_program(main: Callable[[], T]) -> T:
         if isinstance(error, BrokenPipeError):  # who reads the output has gone (`| head`)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes nowhere
             sys.exit(141)
-        if (advice := _out_of(error)) is None:
+        if (advice := _refused(error)) is None:
             raise
         print(f"error: {advice}", file=sys.stderr)
         sys.exit(2)
 
 
-def _out_of(error: Exception) -> str | None:
-    """What ran out and what to lower; None where it is another error."""
+def _refused(error: Exception) -> str | None:
+    """What ran out and what to lower, or which file the system refused and why; None where it is another error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; make room, then go on with the same command"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return "out of GPU memory; lower train.batch_size, model.encoder.batch_size or data.size"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return "out of memory; lower train.batch_size, model.encoder.batch_size, data.workers or data.size"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path, and who may read and write there"
     return None

@@ -19,7 +19,7 @@ from data.synthetic import Truth, read_truth
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from utils.devices import autocast
-from utils.inference import look
+from utils.inference import LOOKED_AT, look
 from utils.visualize import paint
 
 SCORES = ("pointing", "IoU", "chance")
@@ -41,7 +41,6 @@ def ground(
     precision: str,
     views: int = 1,
     max_words: int = 30,
-    batch_size: int = 64,
 ) -> dict[str, float]:
     """`pointing`, `IoU` and `chance` of the nouns' attention, means over the classes that nouns name.
 
@@ -50,15 +49,15 @@ def ground(
     - IoU: of the object and the pixels with attention above the middle between its lowest and its highest;
     - chance: the object's share of the image, which is what even attention has in both.
 
-    Images are seen in so many `views`, as for captions. Empty where `truths` are, and where no word that the captioner
-    knows names a class.
+    Images are seen in so many `views`, as for captions; of a caption the first `max_words` words count. Empty where
+    `truths` are, and where no word that the captioner knows names a class.
     """
     if not truths:
         return {}
     device = captioner.encoder.mean.device
     captioner.eval()
     batches = CaptionBatches(images, visuals, vocabulary, max_words)
-    keys = in_order(batches.rows, batch_size)
+    keys = in_order(batches.rows, LOOKED_AT)
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for batch in loader(batches, keys, workers=0):
         on_device = batch.to(device)

@@ -95,7 +95,10 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
     decoder, most = captioner.decoder, decoding.max_words
     match decoding.method:
         case "beam":
-            return beam_search(decoder, captioner.regions(seen), decoding.beam_size, most, decoding.length_penalty)
+            beams = beam_search(decoder, captioner.regions(seen), decoding.beam_size, most, decoding.length_penalty)
+            if not all(beams):
+                raise UserError("no caption has a probability (NaN or overflow); train it with train.precision=fp32")
+            return beams
         case "greedy":
             found = greedy(decoder, captioner.regions(seen), most)
         case "parallel":

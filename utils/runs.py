@@ -18,7 +18,7 @@ from torch import Tensor
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.files import write_whole
+from data.files import file_digest, write_whole
 from data.loading import CaptionBatches, Visuals
 from metrics.scores import printed
 from models.captioner import Captioner
@@ -33,7 +33,10 @@ from utils.tracking import Tracker
 from utils.visualize import Panel, attention_figure
 
 # what changes no result
-FREE_ON_RESUME = ("data_root", "output_dir", "data.cache_dir", "data.workers", "train.save_every", "tracking.")
+FREE_ON_RESUME = (
+    *("data_root", "output_dir", "data.cache_dir", "data.workers"),
+    *("train.save_every", "train.log_every", "tracking."),
+)
 PICTURED = 6  # val images in attention.png
 STATE = "last/state.safetensors"
 
@@ -136,13 +139,18 @@ def new_folder(dataset: str) -> str:
     raise UserError(f"{name}: a thousand runs began in this second; name an --output-dir")
 
 
-def origin_of(dataset: CaptionDataset) -> dict[str, Any]:
-    """What a run's numbers come from beside its configuration: code, libraries, data, and the images left out."""
+def origin_of(dataset: CaptionDataset, config: Config) -> dict[str, Any]:
+    """What a run's numbers come from beside its configuration: code, libraries, data, and the images left out.
+
+    And the models that it begins with or learns from, whose files may have become others by the time it goes on.
+    """
     splits = dict.fromkeys(image.split for image in dataset.images)
+    models = filter(None, (config.model.encoder.weights, config.train.init, *config.train.teachers))
     return {
         "git_sha": git_sha(),
         "versions": versions(),
         "data_sha256": {split: split_digest(dataset.split(split)) for split in splits},
+        "models_sha256": {name: file_digest(Path(name)) for name in models if Path(name).is_file()},
         "skipped": list(dataset.skipped),
     }
 
@@ -157,16 +165,24 @@ def check_same_recipe(written: Path, config: Config) -> None:
 
 
 def check_same_data(written: Path, origin: Mapping[str, Any]) -> None:
-    """`UserError` naming the splits that differ where the run that `written` (its origin.json) is of saw other data."""
+    """`UserError` naming what differs where the run of `written` (its origin.json) saw other data or other models."""
     try:
-        before = json.loads(written.read_text(encoding="utf-8"))["data_sha256"]
-        changed = [split for split, digest in origin["data_sha256"].items() if before.get(split) != digest]
+        before = json.loads(written.read_text(encoding="utf-8"))
+        data, models = before["data_sha256"], before.get("models_sha256", {})
+        changed = [split for split, digest in origin["data_sha256"].items() if data.get(split) != digest]
+        now = origin.get("models_sha256", {})
+        others = [name for name, digest in now.items() if models.get(name, digest) != digest]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{written}: does not say what data the run is of; choose another --output-dir") from None
     if changed:
         raise UserError(
             f"{written}: a run goes on with its own data, but file names or captions of {', '.join(changed)} differ; "
             "check --data-root, or choose another --output-dir"
+        )
+    if others:
+        raise UserError(
+            f"{written}: the run began with another {', '.join(others)} than is there now; put that back, or choose "
+            "another --output-dir"
         )
 
 

@@ -157,3 +157,16 @@ def test_a_process_that_dies_is_reported_with_its_file(tmp_path: Path, monkeypat
         Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(UserError, match=r"died; it was reading .*2\.png"):
         list(visual_loader(Deadly(paths, Preprocessing(32)), [BatchKey(0, [i]) for i in range(4)], workers=1))
+
+
+class Interrupted(ImageFiles):
+    """Ctrl-C in a terminal reaches the process that reads, too."""
+
+    def read(self, rows: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().read(rows, epoch)
+
+
+def test_a_process_that_reads_leaves_ctrl_c_to_the_one_that_started_it(files: list[Path]) -> None:
+    keys = [BatchKey(0, [i]) for i in range(3)]
+    assert len(list(visual_loader(Interrupted(files, Preprocessing(32)), keys, workers=1))) == 3

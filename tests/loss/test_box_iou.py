@@ -135,9 +135,10 @@ def test_alpha_of_ciou_carries_no_gradient() -> None:
 def test_ciou_uses_eps_everywhere() -> None:
     # torchvision's passes none to its diou part
     pred, target = boxes(5)
-    difference = box_iou_loss(pred, target, "ciou", eps=1.0) - box_iou_loss(pred, target, "diou", eps=1.0)
-    assert 0 < difference < 0.2
-    assert box_iou_loss(pred, target, "ciou", eps=1.0) != box_iou_loss(pred, target, "ciou")
+    ciou, diou, iou = (box_iou_loss(pred, target, kind, reduction="none", eps=1.0) for kind in ("ciou", "diou", "iou"))
+    (w, h), (tw, th) = ((b[:, 2:] - b[:, :2]).unbind(1) for b in (pred, target))
+    v = 4 / torch.pi**2 * ((tw / th).atan() - (w / h).atan()) ** 2
+    torch.testing.assert_close(ciou - diou, v**2 / (iou + v + 1.0), rtol=1e-9, atol=1e-12)
 
 
 DEGENERATE = [

@@ -337,3 +337,26 @@ def test_dsr_and_avr_are_told_without_their_weights() -> None:
     torch.testing.assert_close(result.parts["custum_loss/avr"], -0.5 * raw.AVR(attention, 4))
     assert "custum_loss/dsr" not in build_loss([entry | {"beta": 0.0}])(out, target).raw
     assert build_loss([entry | {"use_avr": False}])(out, target).raw.keys() == {"custum_loss/dsr"}
+
+
+def test_the_parts_of_a_heads_loss_have_its_share() -> None:
+    maps = {"extra_p": torch.randn(2, 3, 4, 4), "pred": torch.randn(2, 3, 4, 4), "extra_d": torch.randn(2, 1, 4, 4)}
+    masks = torch.randint(3, (2, 4, 4))
+    wanted = {"target": masks, "bd_gt": (masks == 1).float()}
+    factory = LossFactory([{"criterion": "pidnet_loss", "head": "cover"}])
+    whole = factory({"cover": maps}, {"cover": wanted})
+    share = factory({"cover": maps}, {"cover": {**wanted, "share": 0.25}})
+    torch.testing.assert_close(torch.stack(list(share.parts.values())).sum(), share.terms["pidnet_loss"])
+    torch.testing.assert_close(share.terms["pidnet_loss"], 0.25 * whole.terms["pidnet_loss"])
+
+
+def test_what_is_only_watched_may_be_infinite() -> None:
+    watched: dict[str, Any] = {"criterion": "cross_entropy", "name": "watched", "weight": 0}
+    entries = [{"criterion": "cross_entropy"}, watched]
+    logits = torch.tensor([[0.0, -torch.inf]], requires_grad=True)
+    result = LossFactory(entries)({"pred": logits}, {"target": torch.tensor([0])})
+    assert result.total == result.terms["cross_entropy"] == 0
+    result = LossFactory(entries[1:])({"pred": logits}, {"target": torch.tensor([1])})
+    result.total.backward()
+    assert result.total == 0 and result.terms["watched"] == torch.inf
+    assert logits.grad is not None and logits.grad.tolist() == [[0, 0]]

@@ -1,8 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from loss.common import check_labels, divide, find_class_dim, reduce, sum_terms, upcast, zero_with_graph
+from loss.cross_entropy import cross_entropy
+from loss.gan import GANLoss
+from loss.kl import KLDistillationLoss
 
 
 def test_reduce_is_the_weighted_mean() -> None:
@@ -114,3 +119,14 @@ def test_sum_terms_detaches_only_the_terms() -> None:
         "a": (2, False),
         "b": (3, False),
     }
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float16, 70_000), (torch.bfloat16, 257)])
+def test_weights_of_half_precision_are_counted_in_full(dtype: torch.dtype, count: int) -> None:
+    weight = torch.ones(count, dtype=dtype)  # the sum of so many is no number of this precision
+    assert reduce(torch.full((count,), 3.0), "mean", weight) == 3
+    assert cross_entropy(torch.zeros(count, 2), torch.zeros(count).long(), weight=weight) == pytest.approx(math.log(2))
+    assert GANLoss("lsgan")(torch.zeros(count), True, weight=weight) == 1
+    teacher = torch.tensor([[0.0, 1.0]]).expand(count, 2)
+    whole, masked = (KLDistillationLoss()(torch.zeros(count, 2), teacher, mask) for mask in (None, weight))
+    assert float(masked) == pytest.approx(float(whole))

@@ -139,6 +139,8 @@ def test_a_forbidden_class_takes_no_part() -> None:
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(loss, CrossEntropyLoss()(logits[:, :3], labels))
     assert gradient.isfinite().all()
+    shares = F.one_hot(labels, 4).double()
+    torch.testing.assert_close(CrossEntropyLoss()(logits.masked_fill(forbidden, -torch.inf), shares), loss)
 
 
 def test_gradcheck() -> None:

@@ -84,6 +84,8 @@ def test_sigmoid_labels_are_made_onehot() -> None:
     torch.testing.assert_close(SigmoidFocalLoss()(logits.view(2, 2, 3).transpose(1, 2), labels.view(2, 2)), expected)
     parts = [SigmoidFocalLoss()(logits[i : i + 2], labels[i : i + 2], token_count=3) for i in (0, 2)]
     torch.testing.assert_close(sum(parts), expected)
+    with pytest.raises(ValueError, match="number of labels"):
+        SigmoidFocalLoss()(logits, F.one_hot(labels.clamp(min=0), 3), token_count=3)
     same_shape = SigmoidFocalLoss()(logits, F.one_hot(labels.clamp(min=0), 3))
     torch.testing.assert_close(same_shape, SigmoidFocalLoss()(logits, labels.clamp(min=0)))
 

@@ -183,3 +183,9 @@ def test_bad_input() -> None:
         GANLoss()([], True)
     with pytest.raises(TypeError):
         GANLoss(use_lsgan=True)  # type: ignore[call-arg]
+
+
+def test_scores_that_do_not_count_may_be_named_by_a_mask() -> None:
+    real, counts = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    found = GANLoss("lsgan")(torch.tensor([0.5, 0.5, 9.0]), real, weight=counts)
+    assert float(found) == pytest.approx(0.5 * (0.5**2 + 0.5**2))

@@ -101,7 +101,7 @@ def test_distillation_of_an_equal_student_is_0() -> None:
     logits = numbers(3, 5)
     loss = KLDistillationLoss()(logits, logits.detach() + 7)
     loss.backward()
-    assert abs(loss.item()) < 1e-15
+    assert abs(loss.item()) < 1e-14  # a few of T^2 = 16 units in the last place
     assert gradient(logits).abs().max() < 1e-15
 
 

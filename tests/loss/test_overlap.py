@@ -240,6 +240,6 @@ def test_bad_arguments(kind: type) -> None:
         kind()(logits, torch.where(target == 0, IGNORE, target))
     with pytest.raises(ValueError, match="class weights"):
         kind(class_weights=[1.0, 2.0])(logits, target)
-    for wrong in (target[:1], target[:, :2]):
+    for wrong in (target[:1], target[:, :2], target.mT):
         with pytest.raises(ValueError, match="do not fit"):
             kind()(logits, wrong)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import loss as package
+from data.loading import moved
 from loss import LOSS_REGISTRY, LossFactory, build_loss
 
 SECTIONS = ["Args", "Shape", "Reference", "Example"]
@@ -224,6 +225,29 @@ def test_terms_sum_to_the_loss(criterion: str) -> None:
         torch.testing.assert_close(torch.stack(list(result.parts.values())).sum(), result.terms["it"])
     assert bool(result.parts) == ("return_terms" in inspect.signature(LOSS_REGISTRY[criterion].forward).parameters)
     assert not any(term.requires_grad for term in (*result.parts.values(), *result.terms.values()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+@every_loss
+def test_it_is_the_same_on_a_gpu(criterion: str) -> None:
+    entry, out, target = sample(criterion, 3, torch.float64)
+    factory = build_loss([entry])
+    found = []
+    for device in ("cpu", "cuda"):
+        factory.to(device)
+        given = moved(out, torch.device(device))
+        total = factory(given, moved(target, torch.device(device))).total
+        leaves = [x for x in flattened(out) if x.requires_grad]
+        found.append([total.cpu(), *torch.autograd.grad(total, leaves, materialize_grads=True)])
+    torch.testing.assert_close(*found)
+
+
+def flattened(value: Any) -> list[Tensor]:
+    """The tensors in a mapping of them and of lists of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [x for item in inner for x in flattened(item)]
 
 
 @every_loss

@@ -1,6 +1,7 @@
 """Scores of heads by their definitions, in plain loops."""
 
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,31 @@ def test_recall_where_all_is_found_and_where_nothing_tells_images_apart() -> Non
     labels, weight = torch.arange(20), torch.ones(20)
     out = {"image_embeddings": torch.eye(20), "text_embeddings": torch.eye(20)}
     assert set(recall([(out, {"labels": labels, "weight": weight})]).values()) == {1.0}
+    same, none = torch.ones(20, 4), torch.full((20, 4), torch.nan)
+    for blind in (
+        {"image_embeddings": same, "text_embeddings": same},
+        {"image_embeddings": torch.randn(20, 4), "text_embeddings": same},
+        {"image_embeddings": none, "text_embeddings": torch.randn(20, 4)},
+    ):
+        found = recall([(blind, {"labels": labels, "weight": weight})])
+        # by lgamma, in float64
+        assert [found[f"image_to_text_R@{k}"] for k in (1, 5, 10)] == pytest.approx([1 / 20, 5 / 20, 10 / 20], abs=1e-9)
+    assert found["text_to_image_R@10"] == pytest.approx(10 / 20, abs=1e-9)
+
+
+def test_recall_is_the_mean_over_all_orders_of_what_is_equally_near() -> None:
+    labels = torch.tensor([0, 0, 1, 2])
+    image = torch.eye(3)[labels]
+    text = torch.stack([torch.eye(3)[0], torch.eye(3)[1], torch.eye(3)[0], torch.eye(3)[0]])
+    found = recall(
+        [({"image_embeddings": image, "text_embeddings": text}, {"labels": labels, "weight": torch.ones(4)})]
+    )
+    nearest = (image[[0, 2, 3]] @ text.T).numpy()
+    hits = []
+    for cosines, right in zip(nearest, ({0, 1}, {2}, {3}), strict=True):
+        orders = [sorted(order, key=lambda p: -cosines[p]) for order in permutations(range(4))]  # sorted is stable
+        hits.append(np.mean([order[0] in right for order in orders]))
+    assert found["image_to_text_R@1"] == pytest.approx(np.mean(hits), abs=1e-9)
 
 
 def test_mean_iou_by_its_definition() -> None:

@@ -41,7 +41,9 @@ def test_regions_run_row_by_row() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    for name in ("resnet_of_mine", "torchvision/resnet_of_mine"):
+    paths = ("local-dir:/nowhere", "hf-hub:someone/something")  # timm would look there
+    half = ("mnasnet0_5", "shufflenet_v2_x0_5", "googlenet")  # which would be a part of themselves
+    for name in ("resnet_of_mine", "torchvision/resnet_of_mine", *paths, *(f"torchvision/{name}" for name in half)):
         with pytest.raises(ValueError, match=name):
             Encoder(name)
 

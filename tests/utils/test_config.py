@@ -63,6 +63,9 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
         ("train.reward.sample=3", "unknown key train.reward.sample; known are samples, baseline"),
         ("train.epochs", "write section.key=value"),
         ("train.epochs=[", "not a YAML value"),
+        ("output_dir=2020-13-45", "not a YAML value"),
+        ("seed=0x_", "not a YAML value"),
+        ("decoding.length_penalty=1100", "less than or equal to 100"),
     ],
 )
 def test_slips_are_named(override: str, fault: str) -> None:
@@ -71,7 +74,7 @@ def test_slips_are_named(override: str, fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["- a\n- b", "a: [", "\x00"])
+@pytest.mark.parametrize("content", ["- a\n- b", "a: [", "\x00", "seed: 0x_"])
 def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
     path = tmp_path / "f.yaml"
     path.write_text(content)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from utils.devices import choose_workers
+from utils.devices import best_device, choose_precision, choose_workers, looking_precision
 
 ALLOCATE = """
 import resource, torch
@@ -62,3 +62,21 @@ def test_readers_take_the_cores_that_are_to_spare_beside_a_gpu(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert choose_workers(wanted, torch.device(device)) == workers
+
+
+@pytest.mark.parametrize("trained", ["auto", "bf16", "fp16", "fp32"])
+def test_a_captioner_looks_in_full_precision_where_it_was_trained_so(trained: str) -> None:
+    cpu = torch.device("cpu")
+    assert looking_precision(trained, cpu) == ("fp32" if trained == "fp32" else choose_precision("auto", cpu))
+
+
+@pytest.mark.parametrize(("rank", "gpu"), [(None, 0), ("1", 1), ("5", 1)])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(
+    rank: str | None, gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert best_device() == torch.device("cuda", gpu)

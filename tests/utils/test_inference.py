@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -147,3 +148,11 @@ def test_all_words_at_once_where_there_is_a_head_for_it(captioner: Captioner, la
     assert [c[0].attention.shape for c in found] == [(len(c[0].words), 4) for c in found]
     with pytest.raises(UserError, match="head: parallel"):
         captions(captioner, [3], method="parallel")
+
+
+def test_probabilities_that_are_no_numbers_are_named(captioner: Captioner) -> None:
+    broken = copy.deepcopy(captioner)
+    with torch.no_grad():
+        broken.decoder.classifier.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"NaN .* train\.precision=fp32"):
+        captions(broken, [0], method="beam")

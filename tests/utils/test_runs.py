@@ -13,9 +13,12 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from data.errors import UserError
+from data.files import file_digest
 from utils.checkpoint import save_state
-from utils.config import Config
-from utils.runs import STATE, Progress, new_folder, open_run
+from utils.config import Config, parse_config
+from utils.files import write_json
+from utils.runs import STATE, Progress, new_folder, open_run, origin_of
+from utils.sources import open_dataset
 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(
@@ -37,6 +40,12 @@ def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
     assert open_run(config, False, accelerator, origin) == open_run(moved, True, accelerator, origin)
     with pytest.raises(UserError, match=r"origin\.json: .* captions of val differ; check --data-root, or"):
         open_run(moved, True, accelerator, {"data_sha256": {"train": "a", "val": "c"}})
+    models = {"models_sha256": {"encoder.safetensors": "a"}}
+    open_run(moved, True, accelerator, {**origin, **models})  # a run of before this was kept
+    write_json(tmp_path / "run" / "origin.json", {**origin, **models})
+    open_run(moved, True, accelerator, {**origin, **models})
+    with pytest.raises(UserError, match=r"origin\.json: the run began with another encoder\.safetensors than"):
+        open_run(moved, True, accelerator, {**origin, "models_sha256": {"encoder.safetensors": "b"}})
     for left in ("{}", "[", "[]"):
         (tmp_path / "run" / "origin.json").write_text(left)
         with pytest.raises(UserError, match=r"origin\.json: does not say"):
@@ -73,3 +82,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
         UserError, match=r"^runs/RSICD-[\d-]+: cannot be made \(Not a directory\); name an --output-dir$"
     ):
         new_folder("RSICD")
+
+
+def test_of_the_models_that_a_run_begins_with_the_files_count(scenes: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"1")
+    config = Config(dataset="RSICD", data_root=str(scenes))
+    dataset = open_dataset(config)
+    assert origin_of(dataset, config)["models_sha256"] == {}
+    tree = config.model_dump()
+    tree["model"]["encoder"]["weights"] = str(weights)
+    assert origin_of(dataset, parse_config(tree, ""))["models_sha256"] == {str(weights): file_digest(weights)}
