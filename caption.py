@@ -87,7 +87,7 @@ from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.config import with_decoding
 from utils.devices import PATIENCE, best_device, looking_precision
 from utils.files import one_line
-from utils.inference import caption_batch
+from utils.inference import caption_batch, look
 from utils.journal import Journal, Row
 from utils.outputs import FORMATS, PLACED, check_placed
 from utils.progress import track
@@ -129,7 +129,8 @@ def main(arguments: argparse.Namespace) -> None:
         about |= {"bands": list(tiling.bands or ()), "stretch": list(tiling.percentiles or ())}
     query = None
     if arguments.find:
-        query = Query(checkpoint.captioner, checkpoint.vocabulary, arguments.find, checkpoint.preprocessing.size)
+        size, views = checkpoint.preprocessing.size, checkpoint.config.decoding.views
+        query = Query(checkpoint.captioner, checkpoint.vocabulary, arguments.find, size, views)
         about["find"] = arguments.find
         if query.unknown and not rank:
             print(f"--find: the checkpoint does not know {', '.join(query.unknown)}", file=sys.stderr)
@@ -241,10 +242,9 @@ def caption_files(
             else:
                 rows[-1]["empty"] = True
         if read:
-            batch = together([visual for _, _, visual in read])
-            found = caption_batch(
-                captioner, checkpoint.vocabulary, batch, checkpoint.config.decoding, precision, seed=start
-            )
+            decoding = checkpoint.config.decoding
+            batch = look(captioner, together([visual for _, _, visual in read]), decoding.views, precision)
+            found = caption_batch(captioner, checkpoint.vocabulary, batch, decoding, precision, seed=start)
             for (row, place, visual), beam in zip(read, found, strict=True):
                 row |= {"caption": beam[0].text, "score": round(beam[0].score, 4)}
                 if panels is not None and len(panels) < PICTURED:

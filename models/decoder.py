@@ -29,7 +29,8 @@ class Decoder(nn.Module):
     Args:
         vocabulary_size: V. channels: D of the region features. width: E.
         dropout: on regions, and in eq. 7 on y and on the sum.
-        attention: "additive", which looks before each word (Xu et al.), or "dot", which looks after it (Luong et al.).
+        attention: "additive", which looks before it hears a word (Xu et al.), or "dot", which looks after it (Luong et
+            al.).
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Lstm(torch.autograd.Function):
 
 
 class Recurrence(torch.autograd.Function):
-    """Hidden states [S, E], gated contexts [S, E] and attention [S, N] of an LSTM that looks before each word.
+    """Hidden states [S, E], gated contexts [S, E] and attention [S, N] of an LSTM that looks before it hears a word.
 
     Args:
         keys, values: [B, N, E]; mask: bool [B, N] or None; score: [E] (models.attention). grouping: of the captions in

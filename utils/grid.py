@@ -25,7 +25,7 @@ class Grid(Section):
         factors:
           loss:
             CE: {model.losses: [{criterion: cross_entropy}]}
-            CE + DSR: {model.losses: [{criterion: custum_loss, use_avr: false}]}
+            CE + DSR: {model.losses: [{criterion: custum_loss, use_avr: false, beta: 0.01}]}
           model.decoder.width: [256, 512]
         seeds: [0, 1, 2]
         baseline: {loss: CE}            # of a factor that is not named, the first level

@@ -29,12 +29,12 @@ class Query:
 
     Args:
         text: words; those that the captioner does not know are left out and stand in `unknown`. size: pixels that the
-            captioner sees.
+            captioner sees. views: in how many it sees each image.
 
     Raises `UserError` where it knows none of the words.
     """
 
-    def __init__(self, captioner: Captioner, vocabulary: Vocabulary, text: str, size: int) -> None:
+    def __init__(self, captioner: Captioner, vocabulary: Vocabulary, text: str, size: int, views: int = 1) -> None:
         words = tokenize(text)
         *tokens, end = vocabulary.encode(words, len(words))
         self.unknown = [word for word, token in zip(words, tokens[1:], strict=True) if token == UNK]
@@ -50,7 +50,8 @@ class Query:
         else:
             self.tokens = torch.tensor(kept, device=device)  # a query need not be a whole sentence: no end
             grey = torch.full((1, 3, size, size), 127, dtype=torch.uint8, device=device)
-            self.habit = self._log_p(Visual(grey))
+            with torch.inference_mode():
+                self.habit = self._log_p(Visual(captioner.features(grey, views)))
 
     @torch.inference_mode()
     def _log_p(self, visual: Visual) -> Tensor:
@@ -62,7 +63,7 @@ class Query:
 
     @torch.inference_mode()
     def match(self, visual: Visual) -> list[float]:
-        """The match of each of a batch of images."""
+        """The match of each of a batch of images, or of features of them."""
         seen = visual.to(self.captioner.encoder.mean.device)
         if isinstance(self.head, RetrievalHead):
             images = self.head.embed_images(self.captioner.features(seen.content))

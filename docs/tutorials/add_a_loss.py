@@ -31,5 +31,6 @@ class AttentionEntropy(nn.Module):
 
 if __name__ == "__main__":
     LOSS_REGISTRY["attention_entropy"] = AttentionEntropy
-    losses = "model.losses=[{criterion: custum_loss}, {criterion: attention_entropy, weight: 0.05}]"
+    default = "{criterion: custum_loss, beta: 0.01, gamma: 0.01, label_smoothing: 0.1}"
+    losses = f"model.losses=[{default}, {{criterion: attention_entropy, weight: 0.05}}]"
     train.main(load_config(train.parse_arguments([*sys.argv[1:], losses])), resume=False)

@@ -1,6 +1,7 @@
-"""Train two seeds on RSICD and print the README's table: python docs/tutorials/reproduce_rsicd.py DIR [overrides ...].
+"""Train three seeds on RSICD, as the second row of the README's results: reproduce_rsicd.py DIR [overrides ...].
 
-DIR is what `python -m data.fetch RSICD` fetched. The scores are val's, by the same decoding for both.
+DIR is what `python -m data.fetch RSICD` fetched. The scores are val's. Some 5 minutes a seed on two cores with bfloat16
+units, 9 without; what follows DIR, such as `--epochs 10`, goes over what stands here.
 """
 
 import json
@@ -11,10 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 root, *overrides = sys.argv[1:]
 rows = []
-for seed in (0, 1):
+for seed in (0, 1, 2):
     run, scores = Path(f"runs/rsicd-{seed}"), Path(f"runs/rsicd-{seed}.json")
     data = ["--dataset", "RSICD", "--data-root", root]
-    train = [ROOT / "train.py", *data, "--output-dir", run, "--seed", str(seed), "--resume", *overrides]
+    train = [ROOT / "train.py", *data, "--output-dir", run, "--seed", str(seed), "--epochs", "4"]
+    train += ["--resume", *overrides]
     score = [ROOT / "eval.py", *data, "--checkpoint", run / "best.safetensors", "--split", "val", "--output", scores]
     for command in (train, score):
         subprocess.run([sys.executable, *map(str, command)], check=True)
