@@ -25,6 +25,10 @@ class Visual(NamedTuple):
         shares = None if self.shares is None else self.shares.to(device)
         return Visual(self.content.to(device), shares)
 
+    def rows(self, rows: slice) -> "Visual":
+        """Some of the images."""
+        return Visual(self.content[rows], None if self.shares is None else self.shares[rows])
+
     def repeated(self, times: int) -> "Visual":
         """Each image so many times, the copies side by side."""
         shares = None if self.shares is None else self.shares.repeat_interleave(times, 0)

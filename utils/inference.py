@@ -66,12 +66,20 @@ def caption_rows(
 
 @torch.no_grad()
 def look(captioner: Captioner, visual: Visual, views: int, precision: str) -> Visual:
-    """A batch with features in place of images."""
+    """A batch with features in place of images; what a GPU's memory does not hold at once is looked at in halves."""
     device = captioner.encoder.mean.device
     captioner.eval()
+    visual, half = visual.to(device), len(visual.content) // 2
     with autocast(device, precision):
-        visual = visual.to(device)
-        return visual._replace(content=captioner.features(visual.content, views))
+        try:
+            return visual._replace(content=captioner.features(visual.content, views))
+        except torch.OutOfMemoryError:
+            if not half:
+                raise
+    parts = (
+        Visual(*(part if part is None else part[rows] for part in visual)) for rows in (slice(half), slice(half, None))
+    )
+    return together([look(captioner, part, views, precision) for part in parts])
 
 
 @torch.no_grad()

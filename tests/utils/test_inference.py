@@ -16,7 +16,7 @@ from models.heads.parallel import ParallelHead
 from models.pooling import Visual
 from models.runtime import open_session
 from utils.config import DecodingConfig
-from utils.inference import Caption, caption_rows
+from utils.inference import Caption, caption_rows, look
 
 VOCABULARY = Vocabulary([*SPECIALS, "a", "red", "blue", "plane", "boat"])
 
@@ -156,3 +156,25 @@ def test_probabilities_that_are_no_numbers_are_named(captioner: Captioner) -> No
         broken.decoder.classifier.bias.fill_(torch.nan)
     with pytest.raises(UserError, match=r"NaN .* train\.precision=fp32"):
         captions(broken, [0], method="beam")
+
+
+@pytest.mark.parametrize("shares", [None, torch.rand(5, 2, 49)])
+def test_what_memory_does_not_hold_at_once_is_looked_at_in_halves(
+    captioner: Captioner, shares: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visual = Visual(torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8), shares)
+    whole = look(captioner, visual, 1, "fp32")
+    features = captioner.features
+
+    def little(content: torch.Tensor, views: int) -> torch.Tensor:
+        if len(content) > 1:
+            raise torch.OutOfMemoryError
+        return features(content, views)
+
+    monkeypatch.setattr(captioner, "features", little)
+    parts = look(captioner, visual, 1, "fp32")
+    torch.testing.assert_close(parts.content, whole.content)
+    assert parts.shares is None if shares is None else torch.equal(parts.shares, shares)
+    monkeypatch.setattr(captioner, "features", lambda *_: little(visual.content, 1))
+    with pytest.raises(torch.OutOfMemoryError):  # not even one
+        look(captioner, visual, 1, "fp32")
