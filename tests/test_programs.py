@@ -257,7 +257,7 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["eval", *checkpoint, "--decoding", "length_penalty=-1"], "length_penalty"),
         (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
         (["eval", "--results", "broken.png"], "--dataset"),
-        (["eval", "--results", "broken.png", "--beam-size", "3"], "are for a checkpoint"),
+        (["eval", "--results", "broken.png", "--dataset", "RSICD", "--beam-size", "3"], "are for a checkpoint"),
         (["eval", "--checkpoint", "broken.png", "--output", "empty"], "empty: is a folder"),  # before all else
         (["eval", "--checkpoint", "broken.png", "--report", "broken.png/r.html"], "r.html: cannot be written"),
         (["caption", *checkpoint, "missing.png"], "no such file"),
