@@ -25,9 +25,11 @@ class Visual(NamedTuple):
         shares = None if self.shares is None else self.shares.to(device)
         return Visual(self.content.to(device), shares)
 
-    def rows(self, rows: slice) -> "Visual":
-        """Some of the images."""
-        return Visual(self.content[rows], None if self.shares is None else self.shares[rows])
+    def split(self, size: int) -> list["Visual"]:
+        """The same in parts of `size` images, the last one perhaps smaller."""
+        contents = self.content.split(size)
+        shares = [None] * len(contents) if self.shares is None else self.shares.split(size)
+        return [Visual(*part) for part in zip(contents, shares, strict=True)]
 
     def repeated(self, times: int) -> "Visual":
         """Each image so many times, the copies side by side."""

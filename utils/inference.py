@@ -76,10 +76,7 @@ def look(captioner: Captioner, visual: Visual, views: int, precision: str) -> Vi
         except torch.OutOfMemoryError:
             if not half:
                 raise
-    parts = (
-        Visual(*(part if part is None else part[rows] for part in visual)) for rows in (slice(half), slice(half, None))
-    )
-    return together([look(captioner, part, views, precision) for part in parts])
+    return together([look(captioner, part, views, precision) for part in visual.split(half)])
 
 
 @torch.no_grad()
@@ -116,8 +113,10 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
         case "sample":
             generator = torch.Generator(seen.content.device).manual_seed(seed)
             if captioner.draws_codes:
-                copies = seen.repeated(decoding.samples)
-                found = greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
+                found = []
+                for some in seen.split(max(1, CAPTIONED // decoding.samples)):  # copies take as much memory as images
+                    copies = some.repeated(decoding.samples)
+                    found += greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
             else:
                 regions = captioner.regions(seen)
                 found = sample(decoder, regions, most, decoding.temperature, generator, decoding.samples)
