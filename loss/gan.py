@@ -131,8 +131,7 @@ class GANLoss(nn.Module):
             return self._mean(scores, target_is_real, for_discriminator, counts)
         if not for_discriminator:
             raise ValueError("a generator wants all its fakes to be called real; target_is_real must be True")
-        counts = along_first(torch.ones_like(target_is_real, dtype=scores.dtype) if weight is None else weight, scores)
-        counts = counts.to(scores.dtype)
+        counts = along_first(torch.ones_like(target_is_real) if weight is None else weight, scores).to(scores.dtype)
         real = counts * along_first(target_is_real, scores)
         return 0.5 * (self._mean(scores, True, True, real) + self._mean(scores, False, True, counts - real))
 

@@ -49,7 +49,7 @@ def soft_masks(
     channels = 1 if mode == "binary" else pred.shape[1]
     pixels = pred.numel() // max(len(pred) * channels, 1)
     entries = (len(pred), 1 if mode == "multiclass" else channels, pixels)
-    places = {"multilabel": pred, "multiclass": pred[:, 0], "binary": one_channel(pred)}[mode].shape
+    places = (pred[:, 0] if mode == "multiclass" else one_channel(pred) if mode == "binary" else pred).shape
     if target.shape != places and (mode == "multilabel" or one_channel(target).shape != places):
         raise ValueError(f"{mode} masks {list(target.shape)} do not fit predictions {list(pred.shape)}")
     pred, target = pred.reshape(len(pred), channels, pixels), target.reshape(entries)

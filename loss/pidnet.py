@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loss.common import bounded, divide, reduce, sum_terms, upcast
+from loss.common import bounded, check_same_shape, divide, reduce, sum_terms, upcast
 
 
 def resize(maps: Tensor, size: torch.Size) -> Tensor:
@@ -59,9 +59,9 @@ def boundary_loss(logits: Tensor, boundary: Tensor) -> Tensor:
         logits: [N, 1, H, W].
         boundary: [N, H, W] or [N, 1, H, W] of 0 and 1, any dtype. ValueError for any other shape.
     """
-    if boundary.shape not in (logits.shape, logits.squeeze(1).shape):
-        raise ValueError(f"a boundary map {list(boundary.shape)} does not fit logits {list(logits.shape)}")
-    logits, boundary = bounded(logits).squeeze(1), boundary.reshape(logits.squeeze(1).shape)
+    check_same_shape(boundary if boundary.ndim == logits.ndim else boundary.unsqueeze(1), logits)
+    logits = bounded(logits.squeeze(1))
+    boundary = boundary.reshape(logits.shape)
     pos, neg = boundary == 1, boundary == 0
     num_pos, num_neg = pos.sum(), neg.sum()
     share = divide(num_pos.to(logits.dtype), num_pos + num_neg)

@@ -51,6 +51,8 @@ def recall(pairs: Sequence[Pair], ranks: Sequence[int] = (1, 5, 10)) -> dict[str
 
     `image_embeddings` and `text_embeddings` [P, E], `labels` int64 [P] (which image), `weight` [P] (how often).
     """
+    from scipy.stats import hypergeom
+
     image, labels = gather(pairs, "image_embeddings", "labels")
     text, weight = gather(pairs, "text_embeddings", "weight")
     row_of = {label: row for row, label in enumerate(labels.tolist())}  # any of its rows: an image has one embedding
@@ -62,24 +64,12 @@ def recall(pairs: Sequence[Pair], ranks: Sequence[int] = (1, 5, 10)) -> dict[str
     for way, nearness, right in (("image_to_text", similarity, same), ("text_to_image", similarity.T, same.T)):
         nearness = nearness.nan_to_num(nan=-2.0)  # cosines are no less than -1
         best = nearness.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        nearer, tied = (nearness > best).sum(1), nearness == best
-        rights = (tied & right).sum(1)
-        scores |= {f"{way}_R@{k}": float(_found(k - nearer, rights, tied.sum(1)).mean()) for k in ranks}
+        as_near = nearness == best
+        nearer, tied, rights = (x.sum(1).numpy() for x in (nearness > best, as_near, as_near & right))
+        for k in ranks:  # none of them among the tied that stand in the places left
+            missed = hypergeom.pmf(0, tied, rights, (k - nearer).clip(0, tied))
+            scores[f"{way}_R@{k}"] = float(1 - missed.mean())
     return scores
-
-
-def _found(places: Tensor, right: Tensor, tied: Tensor) -> Tensor:
-    """The probability that any of `right` among `tied` stands in the first `places`, where all orders are as likely.
-
-    1 - C(tied - right, places) / C(tied, places)
-    """
-
-    def log_ways(of: Tensor) -> Tensor:  # of choosing `places`, without what cancels
-        return torch.lgamma(of + 1.0) - torch.lgamma((of - places).clamp(min=0) + 1.0)
-
-    places, right, tied = places.double(), right.double(), tied.double()
-    missed = torch.where(places <= tied - right, torch.exp(log_ways(tied - right) - log_ways(tied)), 0.0)
-    return torch.where(places > 0, 1 - missed, 0.0)
 
 
 def mean_iou(pairs: Sequence[Pair]) -> dict[str, float]:

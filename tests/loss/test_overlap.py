@@ -243,3 +243,13 @@ def test_bad_arguments(kind: type) -> None:
     for wrong in (target[:1], target[:, :2], target.mT):
         with pytest.raises(ValueError, match="do not fit"):
             kind()(logits, wrong)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_binary_masks_with_and_without_their_channel_are_the_same(kind: type) -> None:
+    pred, target = torch.randn(3, 1, 4), torch.randint(2, (3, 1, 4))
+    found = [kind("binary")(p, t) for p in (pred, pred[:, 0]) for t in (target, target[:, 0])]
+    torch.testing.assert_close(found, [found[0]] * 4)
+    torch.testing.assert_close(
+        kind("binary")(pred[:, 0, 0], target[:, 0, 0]), kind("binary")(pred[..., :1], target[..., :1])
+    )

@@ -286,3 +286,5 @@ def test_bad_arguments() -> None:
     out, target = scene()
     with pytest.raises(ValueError, match="extra_p"):
         PIDNetLoss()({**out, "pred": None}, target)
+    with pytest.raises(ValueError, match="differ"):
+        PIDNetLoss()(out, {**target, "bd_gt": target["bd_gt"].flatten(1)})  # as many numbers in another layout
