@@ -15,7 +15,7 @@ import numpy as np
 
 from data.masks import read_masks
 
-METHOD = 4  # of how regions are found; a store of another's is not taken
+METHOD = 5  # of how regions are found; a store of another's is not taken
 COLOURS, ORIENTATIONS, STRENGTHS = 25, 8, 10  # histogram bins of selective search, as in the paper
 
 
@@ -89,19 +89,21 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
     - `selective_search`: the N regions that the same grouping makes last, the whole image among them, so regions of
       several sizes that overlap (Uijlings et al., IJCV 2013, with one colour space and one start).
 
-    All are found at half of the image's size, where they cover things as well (docs/speed.md). The least size of a
-    segment, in pixels, is quartered with the image, and the smoothing halved; `scale`, which speaks of pixels as well,
-    is quartered where segments are to be seen, but not where they are only what groups begin with, which get worse.
+    All are found at half of the image's size, those of several sizes at a quarter, where they cover things as well
+    (docs/speed.md). What is measured in pixels shrinks with the image: the least size of a segment, the smoothing, and
+    `scale` where segments are to be seen, but not where they are only what groups begin with, which get worse.
     """
     from skimage.segmentation import felzenszwalb, slic  # here, since captioning on the grid does without it
 
-    small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    share = 0.25 if spec.kind == "selective_search" else 0.5
+    small = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
     if spec.kind == "slic":  # in half of the usual rounds
         labels = slic(small, spec.count, spec.compactness, max_num_iter=5, start_label=0)
     else:
-        least = max(1, small.shape[0] * small.shape[1] // 1000)
-        scale = spec.scale / 4 if spec.kind == "felzenszwalb" else spec.scale
-        labels = felzenszwalb(small, scale=scale, sigma=0.4, min_size=least)
+        fine = spec.kind == "felzenszwalb"
+        least = max(1, small.shape[0] * small.shape[1] // (1000 if fine else 400))
+        scale = spec.scale * share**2 if fine else spec.scale
+        labels = felzenszwalb(small, scale=scale, sigma=0.8 * share, min_size=least)
     segments = int(labels.max()) + 1
     whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     if spec.kind == "selective_search":
@@ -134,7 +136,6 @@ def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.n
     parents = np.full(total, total)
     # of what is there, n at first; of two that merge the first stands for both from then on, the second for nothing
     node = np.arange(n)
-    near = _neighbours(labels, n)
     looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
     sizes = np.bincount(labels.ravel(), minlength=n).astype(float)
     corners = _corners(labels, n)  # least y, least x, and -(greatest y), -(greatest x)
@@ -146,8 +147,8 @@ def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.n
         size = sizes[ones] + sizes[others]
         return look + 2 - size / pixels - (hull - size) / pixels
 
-    similarity = np.full((n, n), -np.inf)
-    touching = np.nonzero(near)
+    similarity = np.full((n, n), -np.inf)  # of those that do not touch
+    touching = np.nonzero(_neighbours(labels, n))
     similarity[touching] = similar(*touching)
     best = similarity.max(1)
     for made in range(n, total):
@@ -160,12 +161,10 @@ def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.n
         looks[one] = sizes[pair] @ looks[pair] / sizes[pair].sum()
         sizes[one] = sizes[pair].sum()
         corners[one] = corners[pair].min(0)
-        near[one] |= near[other]
-        near[one, pair] = False
-        near[:, one] = near[one]
-        near[other], near[:, other] = False, False
+        closest = similarity[pair].max(0)
+        closest[pair] = -np.inf
+        others = np.flatnonzero(closest > -np.inf)
         similarity[pair], similarity[:, pair] = -np.inf, -np.inf
-        others = np.flatnonzero(near[one])
         similarity[one, others] = similarity[others, one] = similar(np.array([one]), others)
         best[pair] = similarity[pair].max(1)
         best[others] = similarity[others].max(1)
