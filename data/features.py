@@ -110,7 +110,7 @@ class FeatureStore(Store):
     def read(self, rows: Sequence[int], epoch: int = 0) -> Tensor:
         """Features of these images, each in its view of `epoch`, float16 [len(rows), N, D]."""
         records = self.records("features")
-        out = np.empty((len(rows), *records.shape[2:]), np.float16)
+        out = np.empty((len(rows), *self.shape[2:]), np.float16)
         for row, features in zip(rows, out, strict=True):
             # a chunk as it lies in the file, which is three times as fast as to select the same numbers
             records.id.read_direct_chunk((row, self.view(row, epoch), 0, 0), out=features.view(np.uint8).ravel())

@@ -106,13 +106,14 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
         labels = felzenszwalb(small, scale=scale, sigma=0.8 * share, min_size=least)
     segments = int(labels.max()) + 1
     whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    # by `take` and not by an index, after which masks would lie pixel by pixel in memory, which is slow for all to come
     if spec.kind == "selective_search":
         members, _ = grouping(labels, small)
-        return members[-spec.count :][:, whole]
+        return members[-spec.count :].take(whole, 1)
     if segments <= spec.count:
         return whole == np.arange(segments)[:, None, None]
     members, parents = grouping(labels, small, spec.count)
-    return members[parents == len(members)][:, whole]
+    return members[parents == len(members)].take(whole, 1)
 
 
 def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.ndarray, np.ndarray]:
