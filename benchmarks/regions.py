@@ -27,15 +27,15 @@ KINDS = ("slic", "felzenszwalb", "selective_search")
 
 
 def at_full_size(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
-    """As `segment`, on the image as it is, in as many rounds and with as small segments as scikit-image suggests."""
+    """As `segment`, on the image as it is, with scikit-image's own rounds and smoothing."""
     if spec.kind == "slic":
         labels = slic(image, spec.count, spec.compactness, start_label=0)
         return labels == np.arange(labels.max() + 1)[:, None, None]
     labels = felzenszwalb(image, scale=spec.scale, min_size=image.shape[0] * image.shape[1] // 1000)
     if spec.kind == "felzenszwalb":
         members, parents = grouping(labels, image, min(spec.count, labels.max() + 1))
-        return members[parents == len(members)][:, labels]
-    return grouping(labels, image)[0][-spec.count :][:, labels]
+        return members[parents == len(members)].take(labels, 1)
+    return grouping(labels, image)[0][-spec.count :].take(labels, 1)
 
 
 def things(scene: Scene) -> np.ndarray:

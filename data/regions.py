@@ -95,19 +95,19 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
     """
     from skimage.segmentation import felzenszwalb, slic  # here, since captioning on the grid does without it
 
-    share = 0.25 if spec.kind == "selective_search" else 0.5
+    several = spec.kind == "selective_search"
+    share = 0.25 if several else 0.5
     small = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
     if spec.kind == "slic":  # in half of the usual rounds
         labels = slic(small, spec.count, spec.compactness, max_num_iter=5, start_label=0)
     else:
-        fine = spec.kind == "felzenszwalb"
-        least = max(1, small.shape[0] * small.shape[1] // (1000 if fine else 400))
-        scale = spec.scale * share**2 if fine else spec.scale
+        least = max(1, small.shape[0] * small.shape[1] // (400 if several else 1000))
+        scale = spec.scale if several else spec.scale * share**2
         labels = felzenszwalb(small, scale=scale, sigma=0.8 * share, min_size=least)
     segments = int(labels.max()) + 1
     whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     # by `take` and not by an index, after which masks would lie pixel by pixel in memory, which is slow for all to come
-    if spec.kind == "selective_search":
+    if several:
         members, _ = grouping(labels, small)
         return members[-spec.count :].take(whole, 1)
     if segments <= spec.count:
