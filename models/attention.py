@@ -7,18 +7,34 @@ Shapes: keys [B, N, E], query [B, c, E], energy [B, c, N]. `score` [E] makes it 
 
 then a = softmax(e) and context = sum_n a_n value_n. The dot product is one matrix product for all queries of an image;
 the additive form takes B c N E hyperbolic tangents a word, which is what limits it. They are taken as
-tanh(x) / 2 = sigmoid(2 x) - 1/2, since torch's sigmoid takes a quarter of the time of its tanh on a CPU.
+
+    tanh(key + query) = 2 / (1 + exp(-2 key) exp(-2 query)) - 1
+
+so that exponentials are of keys and of queries and not of every pair of them. The -1 adds the same to all energies of a
+query, which softmax does not see: it is left out.
 """
 
 import torch
 from torch import Tensor
 
+LARGEST = 40.0  # of what exponentials are taken: the product of two is then never inf x 0
+
 
 def energies(keys: Tensor, query: Tensor, score: Tensor | None) -> Tensor:
-    """How well each region fits each query, [B, c, N]."""
+    """How well each region fits each query, [B, c, N]; additive ones are larger by the sum of `score`."""
     if score is None:
         return query @ keys.mT * keys.shape[-1] ** -0.5
-    return _half_tanh(keys[:, None], query) @ (2 * score)
+    return additive_energies(exponentials(keys)[:, None], exponentials(query), score)
+
+
+def exponentials(x: Tensor) -> Tensor:
+    """exp(-2 x) of keys or queries, with x within -40 to 40; float16, whose range is too small for it, as float32."""
+    return (-2 * (x.float() if x.dtype == torch.float16 else x).clamp(-LARGEST, LARGEST)).exp_()
+
+
+def additive_energies(keys: Tensor, query: Tensor, score: Tensor) -> Tensor:
+    """`energies` [..., N] by the `exponentials` of keys [..., N, E] and query [..., E]."""
+    return _sigmoid(keys, query) @ (2 * score).to(keys.dtype)
 
 
 def weights(energy: Tensor, mask: Tensor | None) -> Tensor:
@@ -35,16 +51,17 @@ def weights(energy: Tensor, mask: Tensor | None) -> Tensor:
 def additive_gradients(
     keys: Tensor, query: Tensor, score: Tensor, upstream: Tensor, slopes: Tensor, of_score: Tensor
 ) -> Tensor:
-    """Gradients of one query a row where `upstream` [P, N] is that of `energies(keys, query[:, None], score)[:, 0]`.
+    """Gradients of one query a row where `upstream` [P, N] is that of `additive_energies(keys, query, score)`.
 
-    Returns that of query [P, E]. Adds that of score to `of_score` [E] and, to `slopes` [P, N, E], what times `score`
-    is that of keys: both are sums over words.
+    `keys` [P, N, E] and `query` [P, E] are exponentials, the gradients are of what these were taken of. Returns that of
+    query [P, E]. Adds that of score to `of_score` [E] and, to `slopes` [P, N, E], what times 4 `score` is that of keys:
+    both are sums over words.
     """
-    half = _half_tanh(keys, query)
-    of_score.add_(torch.mv(half.flatten(0, 1).mT, upstream.flatten()), alpha=2)
-    slope = torch.addcmul(half.new_ones(()), half, half, value=-4, out=half)
+    sigmoid = _sigmoid(keys, query)
+    of_score.add_(torch.mv(sigmoid.flatten(0, 1).mT, upstream.flatten()), alpha=2)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=sigmoid)  # a quarter of that of tanh
     slopes.addcmul_(upstream[..., None], slope)
-    return score * (upstream[:, None] @ slope)[:, 0]
+    return 4 * score * (upstream[:, None] @ slope)[:, 0]
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -52,7 +69,6 @@ def tanh(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(2 * x) - 1
 
 
-def _half_tanh(keys: Tensor, query: Tensor) -> Tensor:
-    """tanh(key + query) / 2 with query [..., E] beside keys [..., N, E]."""
-    sigmoid = (keys + query[..., None, :]).mul_(2).sigmoid_()
-    return sigmoid - 0.5 if sigmoid.requires_grad else sigmoid.sub_(0.5)  # autograd keeps the sigmoid
+def _sigmoid(keys: Tensor, query: Tensor) -> Tensor:
+    """(1 + tanh(k + q)) / 2 by the exponentials of keys k [..., N, E] and of the query q [..., E] beside them."""
+    return torch.addcmul(keys.new_ones(()), keys, query[..., None, :]).reciprocal_()

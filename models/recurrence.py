@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import additive_gradients, energies, weights
+from models.attention import additive_energies, additive_gradients, exponentials, weights
 from models.packing import Grouping
 
 # gradients before a nonlinearity of those after it and its result, one pass each
@@ -95,14 +95,15 @@ class Recurrence(torch.autograd.Function):
         attended, contexts, tanh_cells = hidden.new_empty(3, words, width)
         attention = cell.new_empty(words, keys.shape[1])
         # values are for all captions of an image together, with empty places; tangents are too dear for those
-        own_keys = grouping.repeat(keys)
+        own_keys = grouping.repeat(exponentials(keys))
         from_hidden, from_context = w_hidden.T.contiguous(), w_context.T.contiguous()
         hiddens[:captions], cells[:captions] = hidden, cell
         for now, before, after in _steps(running, captions):
             torch.addmm(b_hidden, hiddens[before], from_hidden, out=pre[now])
             query, gate, gates = pre[now].split([width, width, 4 * width], -1)
             group = grouping.first(len(query))
-            looked = weights(group.split(energies(own_keys[: len(query)], query[:, None], score)[:, 0]), mask)
+            energy = additive_energies(own_keys[: len(query)], exponentials(query), score)
+            looked = weights(group.split(energy), mask)
             attended[now] = group.join(looked.to(values.dtype) @ values)
             attention[now] = group.join(looked)
             torch.mul(gate.sigmoid_(), attended[now], out=contexts[now])
@@ -145,9 +146,8 @@ class Recurrence(torch.autograd.Function):
             group, looked = grouping.first(count), attention[now]
             of_looked = of_attention[now] + group.join(group.split(of_attended[now]) @ values.mT)
             of_energy[now] = looked * (of_looked - (looked * of_looked).sum(-1, keepdim=True))
-            of_queries[now] = additive_gradients(
-                own_keys[:count], queries[now], score, of_energy[now].to(keys.dtype), slopes[:count], of_score
-            )
+            query, upstream = exponentials(queries[now]), of_energy[now].to(own_keys.dtype)
+            of_queries[now] = additive_gradients(own_keys[:count], query, score, upstream, slopes[:count], of_score)
             of_states[before].addmm_(of_pre[now], w_hidden)
 
         place = torch.cat([grouping.place[:count] * len(running) + t for t, count in enumerate(running)])
@@ -157,7 +157,7 @@ class Recurrence(torch.autograd.Function):
             padded = rows.new_zeros(grouping.caption.numel() * len(running), rows.shape[1])
             return padded.index_copy_(0, place, rows).view(len(keys), -1, rows.shape[1])
 
-        of_keys = score * grouping.split_padded(slopes).sum(1)
+        of_keys = 4 * score * grouping.split_padded(slopes).sum(1)
         of_values = by_image(attention.to(keys.dtype)).mT @ by_image(of_attended)
         return (
             *(of_keys, of_values, None, of_score, None, None, of_states[:captions], of_cell, of_gates),

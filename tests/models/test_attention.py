@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import additive_gradients, energies, weights
+from models.attention import additive_gradients, energies, exponentials, weights
 
 KEYS, QUERY, SCORE = torch.randn(2, 5, 6), torch.randn(2, 3, 6), torch.randn(6)
 
 
 def test_additive_energies_against_a_naive_loop() -> None:
-    """Equation 4 of "Show, Attend and Tell", one number at a time."""
-    found = energies(KEYS, QUERY, SCORE)
+    """Equation 4 of "Show, Attend and Tell", one number at a time, all larger by the same."""
+    found = energies(KEYS, QUERY, SCORE) - SCORE.sum()
     for b in range(2):
         for c in range(3):
             for n in range(5):
@@ -30,11 +30,11 @@ def test_dot_attention_is_torchs_own() -> None:
 def test_additive_gradients_are_those_of_autograd() -> None:
     query, upstream = QUERY[:, 0], torch.randn(2, 5)
     given = [tensor.clone().requires_grad_() for tensor in (KEYS, SCORE, query)]
-    exact = torch.tanh(given[0] + given[2][:, None]) @ given[1]
+    exact = (1 + torch.tanh(given[0] + given[2][:, None])) @ given[1]
     expected = torch.autograd.grad(exact, given, upstream)
     slopes, of_score = torch.ones_like(KEYS), torch.ones_like(SCORE)  # sums are added to
-    of_query = additive_gradients(KEYS, query, SCORE, upstream, slopes, of_score)
-    for a, b in zip(((slopes - 1) * SCORE, of_score - 1, of_query), expected, strict=True):
+    of_query = additive_gradients(exponentials(KEYS), exponentials(query), SCORE, upstream, slopes, of_score)
+    for a, b in zip((4 * (slopes - 1) * SCORE, of_score - 1, of_query), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # of float32
 
 
@@ -46,6 +46,16 @@ def test_weights_of_what_is_there() -> None:
     torch.testing.assert_close(found, exps / exps.sum(-1, keepdim=True))
     assert found[2].tolist() == [[0, 0, 0, 1, 0]] * 2
     torch.testing.assert_close(weights(energy, None), weights(energy, torch.ones(3, 5, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("far", [10.0, 100.0, 60_000.0])
+def test_additive_energies_of_far_keys_saturate(dtype: torch.dtype, far: float) -> None:
+    keys = torch.tensor([[[far, -far], [far, far], [-far, -far]]], dtype=dtype)
+    query = torch.tensor([[[0.5, -3.0], [far, far]]], dtype=dtype)
+    found = energies(keys, query, torch.tensor([1.0, 2.0], dtype=dtype)) - 3
+    assert found[0, 0].tolist() == pytest.approx([-1, 3, -3], abs=1e-4)  # 1 - tanh(7) = 2e-6, and bfloat16 of 0 to 6
+    assert found[0, 1, 1] == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

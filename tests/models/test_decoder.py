@@ -214,8 +214,9 @@ def test_words_to_come_do_not_reach_back(attention: str) -> None:
     before, _ = model(regions, tokens)
     tokens[:, 3:] = (tokens[:, 3:] + 1) % V
     after, _ = model(regions, tokens)
-    torch.testing.assert_close(before[:, :3], after[:, :3], rtol=0, atol=0)
-    assert (before[:, 3:] != after[:, 3:]).any()
+    # float32's rounding: as many words as are distinct are read together, which orders sums otherwise
+    torch.testing.assert_close(before[:, :3], after[:, :3], rtol=1e-5, atol=1e-6)
+    assert (before[:, 3:] - after[:, 3:]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("attention", ["dot", "additive"])
