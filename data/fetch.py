@@ -7,7 +7,6 @@ what to get by hand and where to put it. A download that was cut off goes on whe
 import argparse
 import http.client
 import os
-import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data.datasets import DATASETS, load_dataset
 from data.errors import UserError
-from data.files import file_digest
+from data.files import drafting, file_digest
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
@@ -66,11 +65,15 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 
 # Where a person can still get what a program cannot, or what its first source no longer has.
 BY_HAND = {
-    "RSICD": "drive.google.com/open?id=0B1jt7lJDEXy3aE90cG9YSl9ScUk or pan.baidu.com/s/1bp71tE3; "
-    "as parquet, which train.py reads too, huggingface.co/datasets/arampacha/rsicd",
+    "RSICD": "drive.google.com/open?id=0B1jt7lJDEXy3aE90cG9YSl9ScUk or pan.baidu.com/s/1bp71tE3",
     "NWPU": "github.com/HaiyanHuang98/NWPU-Captions",
     "UCM": "mega.nz/folder/wCpSzSoS#RXzIlrv--TDt3ENZdKN8JA or pan.baidu.com/s/1mjPToHq",
     "Sydney": "pan.baidu.com/s/1hujEmcG (the folder at mega.nz is empty since 2023)",
+}
+
+# Where it also lies in a form of its own.
+AS_PARQUET = {
+    "RSICD": "; or give the folder of huggingface.co/datasets/arampacha/rsicd as --data-root, which train.py reads"
 }
 
 
@@ -98,7 +101,7 @@ def fetch(name: str, root: Path) -> None:
                 reason = str(error) or type(error).__name__
                 raise UserError(
                     f"{source.url}: cannot be had ({reason}); try again later, or get it from {BY_HAND[name]} "
-                    f"and put it there as {path}"
+                    f"and put it there as {path}{AS_PARQUET.get(name, '')}"
                 ) from None
         if source.sha256 and file_digest(path) != source.sha256:
             raise UserError(f"{path}: not the published file (its SHA-256 differs); delete it and run this again")
@@ -147,26 +150,24 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Where all that the archive holds lies in folders of folders, the outermost that branches becomes `folder`.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(draft)  # takes `..` and leading slashes out of names
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(draft, filter="data")
-        inner = draft
-        while len(found := [p for p in inner.iterdir() if not p.name.startswith(("__MACOSX", "."))]) == 1:
-            if not found[0].is_dir():
-                break
-            inner = found[0]
-        inner.replace(folder)
+        with drafting(folder) as draft:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(draft)  # takes `..` and leading slashes out of names
+            else:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(draft, filter="data")
+            inner = draft
+            while len(found := [p for p in inner.iterdir() if not p.name.startswith(("__MACOSX", "."))]) == 1:
+                if not found[0].is_dir():
+                    break
+                inner = found[0]
+            inner.replace(folder)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             f"{archive}: cannot be unpacked ({error}); make room, or delete it and run this again"
         ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def main() -> None:

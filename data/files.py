@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
@@ -33,6 +34,14 @@ def writing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def drafting(path: Path) -> Iterator[Path]:
+    """Where to make what becomes the folder `path` by `replace`; what is left there at the end of the block goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent) as scratch:
+        yield Path(scratch) / path.name  # within it, so that the folder has the usual rights
 
 
 @contextmanager

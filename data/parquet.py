@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.datasets import DatasetSpec
 from data.errors import UserError
+from data.files import drafting
 
 ROWS = 64  # that are held at a time
 _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
@@ -37,27 +36,28 @@ def unpack_parquet(root: Path, spec: DatasetSpec, cache: Path) -> Path:
     folder = cache / f"{spec.name}-parquet-{key}"
     if folder.is_dir():
         return folder
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     images: list[dict[str, Any]] = []
     try:
-        (draft / spec.image_folders[0]).mkdir(parents=True)
-        for path in files:
-            split = split_of(path.relative_to(root))
-            for filename, captions, content in _rows(path):
-                image = draft / spec.image_folders[0] / filename
-                if image.exists():
-                    raise UserError(f"{path}: {filename} stands twice in {path.parent}; remove one of the two")
-                image.write_bytes(content)
-                sentences = [{"raw": caption} for caption in captions]
-                entry = {"filename": filename, "imgid": len(images), "split": split, "sentences": sentences}
-                images.append(entry)
-        text = json.dumps({"dataset": spec.name, "images": images})
-        (draft / spec.annotations[0]).write_text(text, encoding="utf-8")
-        draft.replace(folder)
+        with drafting(folder) as draft:
+            (draft / spec.image_folders[0]).mkdir(parents=True)
+            for path in files:
+                split = split_of(path.relative_to(root))
+                for filename, captions, content in _rows(path):
+                    image = draft / spec.image_folders[0] / filename
+                    if image.exists():
+                        raise UserError(f"{path}: {filename} stands twice in {path.parent}; remove one of the two")
+                    image.write_bytes(content)
+                    sentences = [{"raw": caption} for caption in captions]
+                    entry = {"filename": filename, "imgid": len(images), "split": split, "sentences": sentences}
+                    images.append(entry)
+            text = json.dumps({"dataset": spec.name, "images": images})
+            (draft / spec.annotations[0]).write_text(text, encoding="utf-8")
+            draft.replace(folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); make room or set data.cache_dir") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not folder.is_dir():  # another process was faster
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); make room or set data.cache_dir"
+            ) from None
     return folder
 
 

@@ -15,7 +15,6 @@ the edge between two words, rounding to pixels may turn it).
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import UserError
+from data.files import drafting, write_whole
 from data.scenery import country, town
 from data.scenery.canvas import DIRECTIONS, UNITS, Canvas, Dice, Point
 from data.scenery.captions import Group, tell
@@ -258,33 +258,24 @@ def write_dataset(
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds something else: name another folder, or delete this one")
-    draft = root.parent / f".{root.name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        for folder in ("RSICD_images", "masks"):
-            (draft / folder).mkdir(parents=True)
-        splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
-        images, truth = [], {}
-        for index, (name, captions, facts) in enumerate(_write_scenes(draft, seed, len(splits), size, processes)):
-            images.append(_karpathy(name, index, splits[index], captions))
-            truth[name] = facts
-            if progress:
-                progress(index + 1, len(splits))
-        _write_json(draft / "dataset_rsicd.json", {"dataset": "synthetic", "images": images})
-        _write_json(draft / "truth.json", {"classes": CLASSES, "images": truth})
-        _write_json(draft / "synthetic.json", request)
-        if root.exists():
-            root.rmdir()
-        try:
-            draft.rename(root)
-        except OSError:
-            # another process was faster: that is fine if it wrote the same
-            if not _holds(root, request):
-                raise
+        with drafting(root) as draft:
+            for folder in ("RSICD_images", "masks"):
+                (draft / folder).mkdir(parents=True)
+            splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
+            images, truth = [], {}
+            for index, (name, captions, facts) in enumerate(_write_scenes(draft, seed, len(splits), size, processes)):
+                images.append(_karpathy(name, index, splits[index], captions))
+                truth[name] = facts
+                if progress:
+                    progress(index + 1, len(splits))
+            write_whole(draft / "dataset_rsicd.json", json.dumps({"dataset": "synthetic", "images": images}))
+            write_whole(draft / "truth.json", json.dumps({"classes": CLASSES, "images": truth}))
+            write_whole(draft / "synthetic.json", json.dumps(request))
+            draft.replace(root)  # in place of an empty folder, too
     except OSError as error:
-        raise UserError(f"{root} cannot be written ({error}): name another folder or make room") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not _holds(root, request):  # another process was faster: that is fine if it wrote the same
+            raise UserError(f"{root} cannot be written ({error}): name another folder or make room") from error
 
 
 def _holds(root: Path, request: dict[str, int]) -> bool:
@@ -293,14 +284,6 @@ def _holds(root: Path, request: dict[str, int]) -> bool:
         return json.loads((root / "synthetic.json").read_text(encoding="utf-8")) == request
     except (OSError, ValueError):
         return False
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write a JSON file and see it safely on the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 Written = tuple[str, tuple[str, ...], dict[str, Any]]

@@ -12,8 +12,6 @@ score differs nothing is written and the exit code is 2.
 
 import argparse
 import json
-import os
-import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.files import drafting
 from data.synthetic import generate_scene
 from models.captioner import Captioner
 from models.decoder import Decoder
@@ -109,14 +108,11 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError(f"{folder} is there already; name another folder")
     if find_spec("onnxscript") is None:
         raise UserError("exporting needs pip install -r requirements-export.txt")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    draft.mkdir(parents=True)
-    try:
+    with drafting(folder) as draft:
+        draft.mkdir()
         _write(checkpoint, draft)
         _compare(checkpoint, draft)
         draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:

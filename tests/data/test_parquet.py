@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import data.check
+import data.parquet
 from data.datasets import DATASETS, load_dataset
 from data.errors import UserError
 from data.parquet import unpack_parquet
@@ -53,6 +54,20 @@ def test_it_reads_as_the_files_do(parquet: Path, scenes: Path, tmp_path: Path) -
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     open_dataset(parse_config(tree, "test"))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+
+
+def test_two_processes_unpack_at_once(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {"dataset": "RSICD", "data_root": str(parquet), "data": {"cache_dir": str(tmp_path / "cache")}}
+    config, original = parse_config(tree, "test"), data.parquet.split_of
+
+    def split_of(path: Path) -> str:
+        monkeypatch.setattr(data.parquet, "split_of", original)
+        open_dataset(config)  # another one begins and ends while this one is at work
+        return original(path)
+
+    monkeypatch.setattr(data.parquet, "split_of", split_of)
+    assert open_dataset(config).split("val")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,15 @@ def test_writing_again_does_nothing_and_never_overwrites(tmp_path: Path) -> None
     assert {p.name for p in (tmp_path / "notes").iterdir()} == {"mine.txt"}
 
 
+def test_another_process_may_be_faster(tmp_path: Path) -> None:
+    def meanwhile(done: int, total: int) -> None:
+        if done == total:
+            write_dataset(tmp_path / "scenes", 1, 1, 0, seed=1, size=48, processes=1)
+
+    write_dataset(tmp_path / "scenes", 1, 1, 0, seed=1, size=48, processes=1, progress=meanwhile)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 2:
