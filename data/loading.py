@@ -95,8 +95,8 @@ class Batch:
 
     `tokens` [P, T + 1] int64 run from `<start>` to `<end>` and are padded with `<pad>`; `image_of` [P] says which of
     the B images a caption is of; `weight` [P] float32 how often it stands in the annotations; `targets` what each
-    head should give; `shown` other captions that a head looks at; `guides` what criteria read beside it, over anything
-    of the same name (utils/guides.py).
+    head should give; `shown` the captions that a head looks at, whole; `guides` what criteria read beside it, over
+    anything of the same name (utils/guides.py).
     """
 
     visuals: Visual
@@ -230,7 +230,12 @@ class CaptionBatches(Dataset[Batch]):
             weight=torch.tensor([float(count) for _, _, count in captions]),
         )
         images = [self.images[row] for row in key.rows]
-        return replace(batch, targets={name: targets.read(images, batch) for name, targets in self.targets.items()})
+        return replace(
+            batch,
+            targets={name: targets.read(images, batch) for name, targets in self.targets.items()},
+            # whole: without its last column a batch has <end> of all captions but the longest
+            shown={name: {"tokens": batch.tokens} for name in self.targets},
+        )
 
     def epoch(self, epoch: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
         """Batches of an epoch for one of several processes; a function of its arguments alone, so runs can be resumed.

@@ -122,7 +122,7 @@ class Rewards:
     with r = `cider` times the CIDEr-D against the image's train captions + `critic` times the probability that a person
     wrote c, by the critic as it stands (Dai et al., ICCV 2017, section 3.2). The gradient of cross-entropy without
     label smoothing is then that of -E[r], per word. Sampling is without dropout: what improves is the policy that
-    captions are made by. Heads go on with the annotated captions.
+    captions are made by. Heads go on with the annotated captions, but for one that tells the decoder what to speak of.
 
     Args:
         captioner: what is trained. batches: of the train split; they hold the references. config: K, b and r.
@@ -135,6 +135,7 @@ class Rewards:
         self.captioner, self.config, self.max_words, self.precision = captioner, config, max_words, precision
         references = {row: [tokens[1:] for tokens in batches.captions[row].elements()] for row in batches.rows}
         self.cider = CiderReward(references) if config.cider else None
+        self.telling = [name for name, head in captioner.heads.items() if head in captioner.tellers]
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with the P <= B * K distinct captions among B * K samples, `weight` [P] how often each was drawn.
@@ -160,12 +161,13 @@ class Rewards:
         copy_of = torch.tensor([place.setdefault((i // k, *words), len(place)) for i, words in enumerate(said)])
         times = torch.zeros(len(place)).index_add(0, copy_of, torch.ones(len(said)))
         advantage = torch.zeros(len(place)).index_add(0, copy_of, gained.flatten())
+        people = {"tokens": batch.tokens, "image_of": batch.image_of}
         drawn = replace(
             batch,
             tokens=closed([words for _, *words in place]).to(device),
             image_of=torch.tensor([image for image, *_ in place], device=device),
             weight=times.to(device),
-            shown={name: {"tokens": batch.tokens[:, :-1], "image_of": batch.image_of} for name in batch.targets},
+            shown={name: people for name in batch.targets if name not in self.telling},
             guides={"weight": advantage.to(device), "reward": reward.mean().to(device)},
         )
         return with_forgeries(drawn, batch, drawn) if "critic" in batch.targets else drawn

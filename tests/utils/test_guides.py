@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 
 import train
 from data.annotations import AnnotatedImage
+from data.concepts import Concepts
 from data.errors import UserError
 from data.loading import Batch, BatchKey, CaptionBatches
 from data.pairs import Authors, Pairs
@@ -24,6 +26,7 @@ from models.captioner import Captioner
 from models.decoder import Decoder
 from models.decoding import greedy
 from models.encoder import Encoder
+from models.heads.concepts import ConceptHead
 from models.heads.critic import CriticHead
 from models.pooling import Visual
 from models.tokens import END, PAD, START
@@ -279,8 +282,29 @@ def test_heads_go_on_with_annotated_captions(warm: Captioner, batches: CaptionBa
     batches = CaptionBatches(batches.images, batches.visuals, VOCABULARY, 12, {"retrieval": Pairs()})
     people = batches[KEY]
     shown = Rewards(warm, batches, RewardConfig(), 12, "fp32")(people).shown["retrieval"]
-    assert torch.equal(shown["tokens"], people.tokens[:, :-1]) and torch.equal(shown["image_of"], people.image_of)
+    assert torch.equal(shown["tokens"], people.tokens) and torch.equal(shown["image_of"], people.image_of)
     assert len(shown["tokens"]) == len(people.targets["retrieval"]["labels"])
+
+
+def test_what_a_head_tells_is_of_the_image_of_each_sample(
+    warm: Captioner, batches: CaptionBatches, accelerator: Accelerator
+) -> None:
+    """Eight samples an image, of which people have fewer captions: the policy is what samples were drawn from."""
+    concepts = Concepts(batches.images, 1)
+    head = ConceptHead(512, torch.full((len(concepts.words),), 0.2), 0.0, told=24)
+    with torch.no_grad():
+        head.tell.weight.normal_() if head.tell else None
+        head.classifier.weight.normal_(std=0.1)  # each image tells something else
+    model = Captioner(warm.encoder, warm.decoder, heads={"concepts": head}).eval()
+    targets: Any = {"concepts": concepts, "retrieval": Pairs()}
+    batches = CaptionBatches(batches.images, batches.visuals, VOCABULARY, 12, targets)
+    batch = Rewards(model, batches, RewardConfig(samples=8), 12, "fp32")(batches[KEY])
+    assert set(batch.shown) == {"retrieval"}
+    together = model(batch.visuals, batch.tokens[:, :-1], batch.image_of, batch.shown).logits
+    for caption, (tokens, image) in enumerate(zip(batch.tokens, batch.image_of, strict=True)):
+        words = tokens[tokens != PAD][None, :-1]
+        alone = model(Visual(batch.visuals.content[image, None]), words, torch.zeros(1, dtype=torch.long)).logits[0]
+        torch.testing.assert_close(together[caption, : alone.shape[0]], alone, rtol=1e-4, atol=1e-5)  # float32's sums
 
 
 def test_teachers_speak_as_the_mean_of_their_probabilities(encoder: Encoder, batches: CaptionBatches) -> None:
