@@ -52,6 +52,8 @@ def _stored(source: Path, name: str) -> tuple[np.ndarray, str]:
                 return next(iter(arrays.values())), str(packed)
         if (picture := source / f"{name}.png").is_file():
             with Image.open(picture) as image:
+                if len(image.getbands()) > 1:
+                    raise UserError(f"{picture}: {image.mode} is no map of labels; save it with one number a pixel")
                 return np.asarray(image), str(picture)
     except (OSError, ValueError, StopIteration, zipfile.BadZipFile, UnidentifiedImageError) as error:
         raise UserError(f"{source}: masks of {name} cannot be read ({str(error)[:80]}); make them anew") from None

@@ -36,6 +36,7 @@ from utils.visualize import Panel, attention_figure
 FREE_ON_RESUME = (
     *("data_root", "output_dir", "data.cache_dir", "data.workers"),
     *("train.save_every", "train.log_every", "tracking."),
+    "train.precision",  # Progress says in which one the run was trained
 )
 PICTURED = 6  # val images in attention.png
 STATE = "last/state.safetensors"
@@ -46,7 +47,8 @@ class Progress:
     """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler.
 
     `seconds` are those of training alone, in all processes that went on with the run one after another. `processes` is
-    how many train together, on which it depends what a step is of (None: a run of before this was kept).
+    how many train together, on which it depends what a step is of, `precision` that of products as Accelerate calls it
+    (None: a run of before these were kept).
     """
 
     epoch: int = 0
@@ -57,6 +59,7 @@ class Progress:
     seconds: float = 0.0
     scaler: dict[str, float] | None = None
     processes: int | None = None
+    precision: str | None = None
 
     @classmethod
     def resumed(
@@ -69,18 +72,23 @@ class Progress:
     ) -> "Progress":
         """A run at its start, or where it was last saved; captioner, optimizer and scaler are then put back, too.
 
-        `UserError` where another number of processes saved it: their steps are of other batches.
+        `UserError` where another number of processes saved it, whose steps are of other batches, or another precision.
         """
-        now = accelerator.num_processes
+        now, precision = accelerator.num_processes, accelerator.mixed_precision.replace("no", "fp32")
         if not (run_dir / STATE).exists():
-            return cls(processes=now)
+            return cls(processes=now, precision=precision)
         progress = cls(**load_state(run_dir / STATE, captioner, optimizer))
         if progress.processes not in (None, now):
             raise UserError(
                 f"{run_dir / STATE}: processes that train together were {progress.processes} and are {now}; go on with "
                 "as many, or choose another --output-dir"
             )
-        progress.processes = now
+        if progress.precision not in (None, precision):
+            raise UserError(
+                f"{run_dir / STATE}: trained in {progress.precision}, and here it would go on in {precision}; add "
+                f"train.precision={progress.precision}, or choose another --output-dir"
+            )
+        progress.processes, progress.precision = now, precision
         if accelerator.scaler and progress.scaler:
             accelerator.scaler.load_state_dict(progress.scaler)
         console.print(f"resuming after epoch {progress.epoch} (step {progress.step})")
@@ -105,8 +113,10 @@ class Progress:
 def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dict[str, Any]) -> Path:
     """The run's folder, with config.yaml and origin.json in it; one that holds a run is only taken with --resume.
 
-    `UserError` where that run had another recipe or other data.
+    `UserError` where that run had another recipe or other data, or --resume names no folder.
     """
+    if resume and not config.output_dir:
+        raise UserError("--resume goes on with the run in a folder; name it by --output-dir")
     named = config.output_dir or (new_folder(config.dataset) if accelerator.is_main_process else None)
     run_dir = Path(broadcast_object_list([named])[0])
     written = run_dir / "config.yaml"

@@ -72,11 +72,17 @@ def make_teacher(
 ) -> Teacher:
     """The mean of the probabilities of all teachers, as logits log sum_m p_m, float32 [P, T, V].
 
-    A captioner looks at so many views of the images, by its own encoder; None: at the batch's.
+    A captioner looks at so many views of the images, by its own encoder; None: at the batch's, and `UserError` where
+    its regions are others.
     """
 
     def asked(teacher: Checkpoint | SoftTargets) -> Teacher:
         if isinstance(teacher, Checkpoint):
+            if views is None and teacher.config.regions != config.regions:
+                raise UserError(
+                    "train.teachers: one that looks at what a trained encoder looks at needs the run's regions; set "
+                    "model.encoder.trainable=false, or name one with the same regions"
+                )
             visuals = None if views is None else teacher_visuals(config, teacher, dataset, precision, views)
             return LiveTeacher(teacher.captioner, visuals, device, precision)
         if config.train.reward:

@@ -61,6 +61,9 @@ def test_a_map_of_labels_is_a_mask_a_label(tmp_path: Path) -> None:
     for name in "ab":
         np.testing.assert_array_equal(read_masks(tmp_path, name, 3), [labels == 3, labels == 7])
     assert read_masks(tmp_path, "a", 6)[0].sum() == 4 * 3  # in any resolution
+    Image.fromarray(labels).convert("RGB").save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: RGB is no map of labels; save it with one number a pixel"):
+        read_masks(tmp_path, "b", 3)
     assert [path.name for path in mask_files(tmp_path)] == ["a.npz", "b.png"]
 
 

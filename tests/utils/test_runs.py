@@ -59,11 +59,11 @@ def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
 
     tracker: Any = SimpleNamespace(lines=0)
 
-    def among(processes: int) -> Any:
-        return SimpleNamespace(num_processes=processes, scaler=None)
+    def among(processes: int, precision: str = "no") -> Any:
+        return SimpleNamespace(num_processes=processes, mixed_precision=precision, scaler=None)
 
-    def resumed(processes: int) -> Progress:
-        return Progress.resumed(tmp_path, model, optimizer, among(processes), Console(quiet=True))
+    def resumed(processes: int, precision: str = "no") -> Progress:
+        return Progress.resumed(tmp_path, model, optimizer, among(processes, precision), Console(quiet=True))
 
     begun = resumed(2)
     begun.save(tmp_path, model, optimizer, among(2), tracker)
@@ -71,8 +71,10 @@ def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
     for other in (1, 3):
         with pytest.raises(UserError, match=rf"were 2 and are {other}; go on with as many, or choose another --output"):
             resumed(other)
-    save_state(tmp_path / STATE, model, optimizer, {"step": 3})  # as it was before processes were counted
-    assert resumed(2) == Progress(step=3, processes=2)
+    with pytest.raises(UserError, match=r"in fp32, and here it would go on in bf16; add train\.precision=fp32"):
+        resumed(2, "bf16")
+    save_state(tmp_path / STATE, model, optimizer, {"step": 3})  # as it was before these were kept
+    assert resumed(2) == Progress(step=3, processes=2, precision="fp32")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
