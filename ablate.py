@@ -51,6 +51,7 @@ from metrics.scores import FAST, score_captions
 from utils.comparison import SECONDS, TESTED, Run, compare, markdown, plot, write_csv
 from utils.config import Config, dump_config, read_overrides
 from utils.grid import Grid, Variant, load_grid, variants
+from utils.grounding import SCORES as GROUNDING
 from utils.results import read_results
 from utils.runs import check_same_recipe
 from utils.sources import open_dataset
@@ -66,6 +67,15 @@ def main(arguments: argparse.Namespace) -> None:
     grid = load_grid(path)
     root = {} if arguments.data_root is None else {"data_root": arguments.data_root}
     cells = variants(path, grid, root | read_overrides(arguments.overrides))
+    known = {
+        *score_captions({0: "a"}, {0: ["a"]}, FAST).metrics,
+        *diversity(["a"], ["a"]),
+        *GROUNDING,
+        "rare_recall",
+        SECONDS,
+    }
+    if unknown := [column for column in grid.columns if column not in known and "/" not in column]:  # those are heads'
+        raise UserError(f"{path}: columns: no measure {unknown[0]!r}; there are {', '.join(sorted(known))}")
     folder = Path(arguments.output_dir or f"runs/ablations/{path.stem}")
     if arguments.sweep:
         write_sweep(folder, grid, cells)
@@ -189,10 +199,11 @@ def tabulate(folder: Path, title: str, grid: Grid, cells: Sequence[Variant]) -> 
         raise UserError(f"columns: no measure {unknown[0]!r}; there are {', '.join(known)}")
     rows = compare(runs)
     table = markdown(rows, list(grid.factors), grid.columns)
+    drawn = "both images and seeds" if len(grid.seeds) > 1 else "images, which says nothing of other seeds,"
     about = (
         f"{dataset.spec.name} val, {len(dataset.split('val'))} images, best epoch by {TESTED}; shares x 100, mean ± "
-        f"standard deviation over seeds. Difference: {TESTED} against the first row, both images and seeds drawn at "
-        f"random (metrics/statistics.py, crossed_test)."
+        f"standard deviation over seeds. Difference: {TESTED} against the first row, {drawn} drawn at random "
+        f"(metrics/statistics.py, crossed_test)."
     )
     about += f" {missing} runs are not done yet." if missing else ""
     about += f" {older} runs are of other code than this; another --output-dir does them anew." if older else ""

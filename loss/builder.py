@@ -93,7 +93,8 @@ class LossFactory(nn.Module):
             reads that head's mappings, ``out[head]`` and ``target[head]``, in place of ``out`` and ``target``.
         class_weight: class weights for ``cross_entropy``, which alone gets them.
         class_dim: the axis of the classes in ``out["pred"]`` for the losses that take a ``class_dim``. A
-            captioning model's logits [P, T, V] want -1; without it, T == V would be read as [N, C, ...].
+            captioning model's logits [P, T, V] want -1; without it, T == V would be read as [N, C, ...]. A
+            head's losses get neither of the two.
 
     Attributes:
         names, weights, heads: the losses' names, weights and heads (None: the captioner itself), in the order of
@@ -127,7 +128,8 @@ class LossFactory(nn.Module):
         self.heads = [checked_head(entry.get("head"), name) for name, entry in zip(self.names, losses, strict=True)]
         offered = {"class_weight": class_weight, "class_dim": class_dim}
         self.losses = nn.ModuleList(
-            make_loss(criterion, entry, offered) for criterion, entry in zip(self.criteria, losses, strict=True)
+            make_loss(criterion, entry, offered if head is None else {})
+            for criterion, entry, head in zip(self.criteria, losses, self.heads, strict=True)
         )
 
     @property
@@ -171,7 +173,7 @@ class LossFactory(nn.Module):
             **more: further entries of ``target``, as ``token_count=...``.
 
         Raises:
-            KeyError: a loss needs an entry that is not there.
+            KeyError: a loss needs an entry that is not there. ValueError: one gives more than a number.
         """
         target = {**target, **more}
         absent = self.missing(dotted(out), dotted(target))
@@ -186,6 +188,8 @@ class LossFactory(nn.Module):
                 share = target[head].get("share", 1.0)
                 value, inner = call(loss, out[head], target[head])
                 value, inner = value * share, {part: term * share for part, term in inner.items()}
+            if value.ndim:
+                raise ValueError(f"{name} gives a tensor of shape {list(value.shape)}; reduce it to one number")
             contribution = weight * value if weight else zero_with_graph(value)  # 0 * inf would be NaN
             total = contribution if total is None else total + contribution
             terms[name] = value.detach()
@@ -271,6 +275,8 @@ def make_loss(criterion: str, entry: Mapping[str, Any], offered: Mapping[str, An
     An argument whose name the entry needs itself has an underscore there: ``criterion_`` of perceptual_loss.
     """
     loss = LOSS_REGISTRY[criterion]
+    if not hasattr(loss, "reads"):
+        raise ValueError(f"{criterion}: its class lacks `reads`, which says what it is called with (loss/builder.py)")
     known = {f"{name}_" if name in FACTORY_KEYS else name: name for name in inspect.signature(loss).parameters}
     given = {key: value for key, value in entry.items() if key not in FACTORY_KEYS}
     unknown = [str(key) for key in given if key not in known]

@@ -45,7 +45,8 @@ def compare(runs: Mapping[tuple[str, ...], dict[int, Run]]) -> list[Row]:
     for levels in others:
         both = sorted(runs[baseline].keys() & runs[levels].keys())
         pair = ([runs[which][seed].per_image for seed in both] for which in (baseline, levels))
-        rows.append(Row(levels, runs[levels], crossed_test(*map(np.array, pair)) if both else None))
+        comparable = both and len(runs[baseline][both[0]].per_image) > 1
+        rows.append(Row(levels, runs[levels], crossed_test(*map(np.array, pair)) if comparable else None))
     return rows
 
 

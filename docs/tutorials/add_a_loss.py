@@ -20,13 +20,20 @@ from utils.config import load_config
 class AttentionEntropy(nn.Module):
     """The mean entropy of the attention a word, in nats: -sum_n a_n log a_n."""
 
-    reads: ClassVar = {"attention": "out.attention", "target": "target.target", "weight": "target.weight"}
+    reads: ClassVar = {
+        "attention": "out.attention",
+        "mask": "target.mask",
+        "token_count": "target.token_count",
+    }
 
-    def forward(self, attention: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Of attention [P, T, N] over the words of target [P, T] that count, captions weighed by weight [P]."""
+    def forward(self, attention: Tensor, mask: Tensor, token_count: Tensor) -> Tensor:
+        """Of attention [P, T, N]; word t of caption p counts mask[p, t] times.
+
+        `token_count` is how many words the whole step has, over all processes and parts of an accumulated batch: what
+        is divided by it has the same weight however the batch is split.
+        """
         entropy = -(attention * attention.clamp_min(1e-9).log()).sum(-1)
-        counts = (target != -100) * weight[:, None]
-        return (entropy * counts).sum() / counts.sum()
+        return (entropy * mask).sum() / token_count
 
 
 if __name__ == "__main__":

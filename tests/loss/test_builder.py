@@ -122,6 +122,26 @@ def test_unknown_criteria_and_keys_are_refused_with_the_known_ones() -> None:
             build_loss(cfg)
 
 
+def test_a_loss_of_ones_own_says_what_it_reads_and_gives_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.nn.Module):
+        def forward(self, pred: torch.Tensor) -> torch.Tensor:
+            return pred.mean(0)
+
+    monkeypatch.setitem(LOSS_REGISTRY, "own", Own)
+    with pytest.raises(ValueError, match="own: its class lacks `reads`"):
+        build_loss([{"criterion": "own"}])
+    Own.reads = {"pred": "out.pred"}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"own gives a tensor of shape \[3\]; reduce it"):
+        build_loss([{"criterion": "own"}])({"pred": torch.zeros(2, 3)}, {})
+
+
+def test_classes_of_a_head_lie_where_they_do_in_pictures() -> None:
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    factory = build_loss([{"criterion": "cross_entropy", "head": "segmentation"}], class_dim=-1)
+    found = factory({"segmentation": {"pred": logits}}, {"segmentation": {"target": labels}}).total
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels))
+
+
 def test_a_loss_that_is_not_reduced_is_refused() -> None:
     with pytest.raises(ValueError, match="focal_loss with reduction 'none'"):
         build_loss([{"criterion": "focal_loss", "reduction": "none"}])
