@@ -109,6 +109,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("several processes need --output F, where what each has made is put together")
     files = find_images(arguments.inputs)
     for path in filter(None, (output, picture, plan)):
+        if path.exists() and any(path.samefile(file) for file in files):
+            raise UserError(f"{path}: is one of the images; name another file to write")
         check_writable(path)
     source = Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(source)
@@ -194,6 +196,8 @@ def choose_tiling(arguments: argparse.Namespace, size: int) -> Tiling | None:
     """How the inputs are cut into tiles; None where they are images as they are."""
     geographic = Path(arguments.output or "").suffix in PLACED
     about_tiles = (arguments.overlap, arguments.bands, arguments.stretch, arguments.map)
+    if arguments.tile is not None and arguments.tile < 1:
+        raise UserError(f"--tile {arguments.tile}: a side of tiles in pixels is wanted, such as 224")
     if not (arguments.tile or geographic):
         if any(about_tiles):
             raise UserError("--overlap, --bands, --stretch and --map are for scenes: add --tile PIXELS")

@@ -43,7 +43,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object, set_seed
 from rich.console import Console
 from torch import Tensor
@@ -102,7 +102,10 @@ def main(config: Config, resume: bool) -> None:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # while the first one encodes, the others wait
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),  # while the first one encodes, the others wait
+            DistributedDataParallelKwargs(find_unused_parameters=any(criteria.heads)),  # no loss may read a branch
+        ],
     )
     criteria.to(accelerator.device)
     console.quiet = not accelerator.is_main_process
@@ -179,7 +182,7 @@ def open_data(
     """
     try:
         cells, channels = encoder.output_shape(config.data.size)
-    except (AssertionError, RuntimeError) as error:  # each library and model has its own
+    except (AssertionError, AttributeError, RuntimeError) as error:  # each library and model has its own
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"model.encoder.name={encoder.name} cannot look at images of data.size={config.data.size} ({reason}); "

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from data.annotations import SPLITS, AnnotatedImage
-from data.datasets import DATASETS, located
+from data.datasets import DATASETS, convention_of, folder_of_images, located
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES, read_image
 from data.parquet import find_parquet, unpack_parquet
@@ -59,12 +59,15 @@ def check(root: Path) -> Findings:
     if spec is None:
         known = ", ".join(dict.fromkeys(path.name for _, path in layouts))
         raise UserError(f"{root}: no annotations there; expected one of {known}")
-    names = dict.fromkeys(name for s in DATASETS.values() for name in s.image_folders)
-    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    names = tuple(dict.fromkeys(name for s in DATASETS.values() for name in s.image_folders))
+    folder = folder_of_images(root, names)
     if folder is None:
         raise UserError(f"{root}: no folder of images there; expected one of {', '.join(names)}")
     findings = Findings(folder)
     findings.images = located(spec.read(annotations, findings.problems), folder)
+    landmarks = {image: split for s in DATASETS.values() for image, split in s.landmarks.items()}
+    if convention_of(findings.images, landmarks) == "exchanged":
+        findings.notes.append("val and test are exchanged; train.py takes them as captioning does (data.convention)")
     _check_captions(findings)
     _check_pictures(findings)
     return findings

@@ -142,14 +142,14 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
     root = check_root(name, root)
     spec = DATASETS[name]
     annotations = _first(root, spec.annotations, Path.is_file)
-    image_root = _first(root, spec.image_folders, Path.is_dir)
+    image_root = folder_of_images(root, spec.image_folders)
     if annotations is None or image_root is None:
         missing = " or ".join(spec.annotations if annotations is None else spec.image_folders)
         raise UserError(f"{root}: no {missing}; put {spec.files} there, see {spec.source}")
 
     images = spec.read(annotations, None)
     notes = []
-    convention_found = _convention(images, spec.landmarks)
+    convention_found = convention_of(images, spec.landmarks)
     if convention_found == "exchanged":
         if convention == "captioning":
             images = swap_val_and_test(images)
@@ -177,11 +177,23 @@ def check_root(name: str, root: Path | None) -> Path:
     return root
 
 
+def has_annotations(name: str, root: Path) -> bool:
+    """Whether data set `name` lies in folder `root` as files, and not as parquet."""
+    return _first(root, DATASETS[name].annotations, Path.is_file) is not None
+
+
+def folder_of_images(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of folders `names` in `root`, or the one of its own name in it, as some programs unpack an archive."""
+    folder = _first(root, names, Path.is_dir)
+    inner = folder / folder.name if folder else None
+    return inner if inner and inner.is_dir() else folder
+
+
 def _first(root: Path, names: tuple[str, ...], is_there: Callable[[Path], bool]) -> Path | None:
     return next((root / name for name in names if is_there(root / name)), None)
 
 
-def _convention(images: list[AnnotatedImage], landmarks: dict[str, str]) -> str | None:
+def convention_of(images: list[AnnotatedImage], landmarks: dict[str, str]) -> str | None:
     """'captioning', 'exchanged', or None where no landmark is there or they contradict each other."""
     agree = {image.split == landmarks[image.filename] for image in images if image.filename in landmarks}
     return None if len(agree) != 1 else "captioning" if agree.pop() else "exchanged"

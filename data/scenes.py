@@ -255,7 +255,8 @@ class Scene:
 
     def _colours(self) -> np.ndarray:
         table = self._file.colormap(1)
-        return np.array([table.get(i, (0, 0, 0, 255))[:3] for i in range(256)], np.uint8)
+        values = np.iinfo(self._file.dtypes[0]).max + 1
+        return np.array([table.get(i, (0, 0, 0, 255))[:3] for i in range(values)], np.uint8)
 
     def _to_rgb(self, values: np.ndarray, there: np.ndarray) -> np.ndarray:
         if self._palette is not None:

@@ -19,7 +19,8 @@ class Vocabulary:
         if not sound or tuple(words[: len(SPECIALS)]) != SPECIALS or len(set(words)) != len(words):
             raise ValueError(f"a vocabulary starts with {SPECIALS} and holds each word once")
         self.words = tuple(words)
-        self._token = {word: token for token, word in enumerate(self.words)}
+        # an annotation's own "<end>" is a word like any other, and not known
+        self._token = {word: token for token, word in enumerate(self.words) if token >= len(SPECIALS)}
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], min_count: int) -> "Vocabulary":

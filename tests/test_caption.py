@@ -142,6 +142,13 @@ def test_what_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path)
         for path in (tmp_path / name, tmp_path / "file" / name):
             with pytest.raises(UserError, match=str(path)):
                 call(tmp_path / "in", "--checkpoint", "missing", option, path)  # before the checkpoint is looked at
+    (photo,) = (tmp_path / "in").iterdir()
+    before = photo.read_bytes()
+    with pytest.raises(UserError, match="is one of the images; name another file to write"):
+        call(tmp_path / "in", "--attention", photo)
+    with pytest.raises(UserError, match="--tile 0"):
+        call(tmp_path / "in", "--tile", "0")
+    assert photo.read_bytes() == before
 
 
 def test_patterns_and_repeated_names(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

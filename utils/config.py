@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Number = Annotated[float, BeforeValidator(_as_float), Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 UpTo100 = Annotated[Number, Field(ge=0, le=100)]
@@ -292,14 +288,14 @@ def assign(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> Non
 def parse_config(tree: dict[str, Any], where: str, settings: Collection[str] = ()) -> Config:
     """Check a tree of plain values; `UserError` names the first key that is wrong and where it came from.
 
-    That is the file `where`, or for the keys of `settings` the command line.
+    That is the file `where`, or for the keys of `settings` and what lies under them the command line.
     """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        where = "command line" if key in settings else where
+        where = "command line" if any(f"{key}.".startswith(f"{setting}.") for setting in settings) else where
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown key {key}; known are {', '.join(_siblings(first['loc']))}") from None
         raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
@@ -310,7 +306,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date or a number that is none
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:120]})") from None
     if tree is None:

@@ -110,7 +110,7 @@ def variants(path: Path, grid: Grid, settings: Settings) -> list[Variant]:
         for level in (shared, *(level for _, level in cell)):
             assign(tree, level, f"{path}:")
         names = tuple(name for name, _ in cell)
-        found.append(Variant(names, parse_config(tree, f"{path}, {', '.join(names)}")))
+        found.append(Variant(names, parse_config(tree, f"{path}, {', '.join(names)}", settings)))
     data = {
         str((c.dataset, c.data_root, c.synthetic, c.data.convention, c.data.limit, c.data.skip_broken))
         for _, c in found

@@ -48,7 +48,7 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
     ):
         if names:
             some = ", ".join(map(str, names[:10])) + (", .." if len(names) > 10 else "")
-            raise UserError(f"{path}: {len(names)} {fault}: {some}; check --split and --dataset")
+            raise UserError(f"{path}: {len(names)} {fault}: {some}; was it made of another split or data set?")
     # JSON can hold halves of characters ("\ud800"), which no file can
     captions = {known[e["image_id"]]: e["caption"].encode("utf-8", "replace").decode() for e in entries}
     return {image.imgid: captions[image.imgid] for image in images}

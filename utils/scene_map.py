@@ -66,9 +66,9 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
         if readable and min(wide, high) >= ROOM and row.get("match", 1) > 0:
             words = textwrap.wrap(text, int(wide / 7.5))[: int(high / 20)]
             box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2}
-            axes.text(x + 8, y + 8, "\n".join(words), color="white", fontsize=8, va="top", bbox=box)
+            axes.text(x + 8, y + 8, _plain("\n".join(words)), color="white", fontsize=8, va="top", bbox=box)
     if named and not best:
-        handles = [Patch(color=colour, label=f"{counts[text]} × {text}") for text, colour in colours.items()]
+        handles = [Patch(color=colour, label=_plain(f"{counts[text]} × {text}")) for text, colour in colours.items()]
         if others := len(rows) - sum(counts[text] for text in named):
             handles.append(Patch(color="lightgrey", label=f"{others} × another caption"))
         figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=9)
@@ -79,3 +79,8 @@ def draw_map(path: Path, source: Path, tiling: Tiling, rows: Sequence[Row]) -> N
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
+
+
+def _plain(text: str) -> str:
+    """As matplotlib shows it as it is, which takes what stands between two dollars for mathematics."""
+    return text.replace("$", r"\$")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.check import check
 from data.datasets import DATASETS, load_dataset, without_broken
 from data.errors import UserError
 from data.images import read_image
@@ -36,6 +37,14 @@ def test_rsicd_in_both_conventions(tmp_path: Path) -> None:
     kept = load_dataset("RSICD", retrieval, "as-is")
     assert [i.filename for i in kept.split("val")] == ["airport_61.jpg"]
     assert "kept" in kept.notes[0]
+
+    (retrieval / "RSICD_images").rename(retrieval / "inner")
+    (retrieval / "RSICD_images").mkdir()
+    (retrieval / "inner").rename(retrieval / "RSICD_images" / "RSICD_images")  # as some programs unpack an archive
+    dataset = load_dataset("RSICD", retrieval)
+    assert all(dataset.path(image).is_file() for image in dataset.images)
+    assert any("val and test are exchanged" in note for note in check(retrieval).notes)
+    assert not any("exchanged" in note for note in check(captioning).notes)
 
 
 @pytest.mark.parametrize("name", ["UCM", "Sydney"])

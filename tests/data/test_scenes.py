@@ -125,6 +125,12 @@ def test_a_palette_is_resolved_as_pillow_does(tmp_path: Path) -> None:
     with rasterio.open(path, "r+") as file:
         file.write_colormap(1, {0: (255, 0, 0), 1: (0, 255, 0), 2: (9, 9, 9), 3: (1, 2, 3)})
     np.testing.assert_array_equal(Scene(path).read(Tile(0, 0, 40, 40)), read_image(path))
+    wide = write(tmp_path / "b.tif", noise(1, 40, 40, high=4).astype(np.uint16))
+    with rasterio.open(wide, "r+") as file:
+        file.write_colormap(1, {3: (1, 2, 3)})
+        values = file.read(1)
+    found = Scene(wide).read(Tile(0, 0, 40, 40))
+    assert found is not None and (found[values == 3] == (1, 2, 3)).all() and (found[values != 3] == 0).all()
 
 
 def test_outlines_run_counterclockwise_wherever_north_is(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def test_encode_and_decode() -> None:
     assert tokens == [START, 4, UNK, 5, END]
     assert vocabulary.decode([*tokens, 4, 4]) == ["a", "<unk>", "plane"]
     assert vocabulary.encode(["a"] * 9, max_words=2) == [START, 4, 4, END]
+    assert vocabulary.encode(["<start>", "a", "<end>"], 10) == [START, UNK, 4, UNK, END]  # words of an annotation
 
 
 @pytest.mark.parametrize("words", [("a",), (*SPECIALS, "a", "a"), ()])

@@ -85,6 +85,7 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
 
 
 def test_what_the_command_line_got_wrong_is_not_put_down_to_the_recipe() -> None:
-    for wrong in (arguments("train.lr=0"), arguments(dataset="RSIC"), arguments("train.rate=1")):
+    slips = ("train.lr=0", "train.rate=1", "train.reward={samples: 1}", "model.losses=[5]")
+    for wrong in (*map(arguments, slips), arguments(dataset="RSIC")):
         with pytest.raises(UserError, match=r"^command line: "):
             load_config(wrong)
