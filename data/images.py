@@ -43,10 +43,12 @@ def read_image(path: Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels; tile or shrink it") from None
     except UnidentifiedImageError:
-        scene = " (a scene of many bands is for caption.py --tile)" if path.suffix.lower() in (".tif", ".tiff") else ""
-        raise UserError(
-            f"{path}: not a readable image; known are {', '.join(FORMATS)}; replace or remove it{scene}"
-        ) from None
+        if path.suffix.lower() in (".tif", ".tiff"):
+            raise UserError(
+                f"{path}: not a readable TIFF of 8 bits or of one band; caption.py --tile 224 reads scenes of others, "
+                "else replace or remove it"
+            ) from None
+        raise UserError(f"{path}: not a readable image; known are {', '.join(FORMATS)}; replace or remove it") from None
     except MemoryError:
         raise UserError(f"{path}: too large for this machine's memory; tile or shrink it") from None
     except Exception as error:  # every kind of damage has an exception of its own

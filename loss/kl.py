@@ -241,7 +241,7 @@ class RLHFKLLoss(nn.Module):
 
     With r = log pi_ref - log pi of each token, and the mean over the tokens that count:
 
-        full: loss = beta mean KL(pi_ref || pi)      (direction "ref_policy", the document's)
+        full: loss = beta mean KL(pi_ref || pi)      (direction "ref_policy", the default)
               loss = beta mean KL(pi || pi_ref)      (direction "policy_ref", InstructGPT's)
         k1:   loss = beta mean -r
         k2:   loss = beta mean r^2 / 2

@@ -64,7 +64,8 @@ class custum_loss(nn.Module):  # the documented name
         AVR  = mean_b sum_t ||a_bt - 1 / Region_count||_2
 
     DSR asks that every region is looked at once in total. AVR asks for an attention near the uniform one: it
-    is a norm summed over time (like a standard deviation, not a variance), and the sign is the document's.
+    is a norm summed over time (like a standard deviation, not a variance). Whether the paper's AVR has this
+    sign was not checked against its text; here a positive gamma favours even attention.
 
     Which steps count: with ``ground_truth`` [B, T] and ``attention`` of the same B and T, a step whose label
     is ``ignore_index`` (padding) counts in no term, and a caption without a word is not averaged over. With

@@ -39,8 +39,8 @@ def one_channel(masks: Tensor) -> Tensor:
 def soft_masks(
     pred: Tensor, target: Tensor, mode: str, from_logits: bool = True, ignore_index: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return predicted and true masks [N, C, M], both 0 where ignored, and which entries count [N, 1 or C,
-    M].
+    """Return predicted and true masks [N, C, M], both 0 where ignored, and which entries count
+    [N, 1 or C, M].
 
     Args and shapes as in :class:`DiceLoss`; M is the number of pixels.
     """

@@ -149,8 +149,7 @@ def score(counts: np.ndarray) -> np.ndarray:
     matches)^0.2).
 
     Args:
-        counts: float64 [..., 23]: words of the hypothesis, of the reference, function words of both; for each
-        of
+        counts: float64 [..., 23]: words of the hypothesis, of the reference, function words of both; for each of
             four matchers the matched content words of both and function words of both; chunks, 0 where
             hypothesis and reference are equal; matched words of both.
 

@@ -1,1 +1,1 @@
-"""Encoder, attention, decoder, decoding: tensors in, tensors out; no file format is known here."""
+"""Encoder, attention, decoder, decoding: tensors in, tensors out (runtime.py lets ONNX Runtime compute)."""

@@ -23,7 +23,7 @@ class Decoder(nn.Module):
         logits_t  = W_o (dropout(h_t + W_z z'_t + y_{t-1}))                                  (deep output, eq. 7)
 
     h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
-    EACL 2017), since 17,813 distinct captions are few. What a head tells is added to y where the LSTM reads it.
+    EACL 2017), since RSICD's 17,811 distinct captions are few. What a head tells is added to y where the LSTM reads it.
     The LSTM hears y without dropout, so that each distinct word is read once.
 
     Args:

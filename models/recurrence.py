@@ -94,7 +94,7 @@ class Recurrence(torch.autograd.Function):
         pre = hidden.new_empty(words, 6 * width)  # query, then the gates after their nonlinearity
         attended, contexts, tanh_cells = hidden.new_empty(3, words, width)
         attention = cell.new_empty(words, keys.shape[1])
-        # values are for all captions of an image together, with empty places; tangents are too dear for those
+        # values are for all captions of an image together, with empty places; additive energies are too dear for those
         own_keys = grouping.repeat(exponentials(keys))
         from_hidden, from_context = w_hidden.T.contiguous(), w_context.T.contiguous()
         hiddens[:captions], cells[:captions] = hidden, cell
@@ -111,7 +111,7 @@ class Recurrence(torch.autograd.Function):
             gates += contexts[now] @ from_context
             _cell(gates, cells[before], cells[after], tanh_cells[now], hiddens[after])
         ctx.save_for_backward(
-            *(keys, own_keys, values, score, hiddens, cells, tanh_cells, pre, attended, contexts, attention),
+            *(own_keys, values, score, hiddens, cells, tanh_cells, pre, attended, contexts, attention),
             *(w_hidden, w_context),
         )
         ctx.grouping, ctx.running = grouping, running
@@ -121,7 +121,7 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The loop back."""
         of_hiddens, of_contexts, of_attention = grads
-        keys, own_keys, values, score, hiddens, cells, tanh_cells, pre, attended, contexts, attention, *rest = (
+        own_keys, values, score, hiddens, cells, tanh_cells, pre, attended, contexts, attention, *rest = (
             ctx.saved_tensors
         )
         w_hidden, w_context = rest
@@ -155,10 +155,10 @@ class Recurrence(torch.autograd.Function):
         def by_image(rows: Tensor) -> Tensor:
             """[S, ...] as [B, c * T, ...], zeros where there is no word."""
             padded = rows.new_zeros(grouping.caption.numel() * len(running), rows.shape[1])
-            return padded.index_copy_(0, place, rows).view(len(keys), -1, rows.shape[1])
+            return padded.index_copy_(0, place, rows).view(len(values), -1, rows.shape[1])
 
         of_keys = 4 * score * grouping.split_padded(slopes).sum(1)
-        of_values = by_image(attention.to(keys.dtype)).mT @ by_image(of_attended)
+        of_values = by_image(attention.to(values.dtype)).mT @ by_image(of_attended)
         return (
             *(of_keys, of_values, None, of_score, None, None, of_states[:captions], of_cell, of_gates),
             *(of_pre.T @ _before(hiddens, steps), of_pre.sum(0), of_gates.T @ contexts),

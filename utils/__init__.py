@@ -1,1 +1,1 @@
-"""What the programs share: configuration, checkpoints, metrics, tracking, pictures."""
+"""What the programs share: configuration, checkpoints, tracking, pictures."""

@@ -29,7 +29,7 @@ class Grid(Section):
           model.decoder.width: [256, 512]
         seeds: [0, 1, 2]
         baseline: {loss: CE}            # of a factor that is not named, the first level
-        columns: [Bleu_4, CIDEr]        # metrics of eval.py, measures of its diversity, or of heads (concepts/mAP)
+        columns: [Bleu_4, CIDEr]        # of eval.py but METEOR, of its diversity, or of heads (concepts/mAP)
     """
 
     recipe: str | None = None

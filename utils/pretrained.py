@@ -66,7 +66,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of damage has an exception of its own there
-        reason = str(error).strip().splitlines()[0][:80]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
         raise UserError(f"{path}: not a state dict ({reason}); save one with safetensors") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict; save model.state_dict() with safetensors")
