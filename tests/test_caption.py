@@ -155,6 +155,9 @@ def test_patterns_and_repeated_names(checkpoint: Path, tmp_path: Path, capsys: p
     paths = photos(tmp_path / "in" / "deep", 3)
     (paths[0].with_name("a[1].png")).write_bytes(paths[0].read_bytes())
     (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "jp2").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "jp2" / "a.jp2")
+    assert caption.find_images([str(tmp_path / "jp2")]) == [str(tmp_path / "jp2" / "a.jp2")]
     assert caption.find_images([f"{tmp_path}/in/**/*"]) == [*map(str, paths), str(paths[0].with_name("a[1].png"))]
     assert caption.find_images([str(paths[1]), f"{tmp_path}/in"])[:2] == [str(paths[1]), str(paths[0])]
     assert caption.find_images([str(paths[0].with_name("a[1].png"))])

@@ -6,6 +6,12 @@ import numpy as np
 from utils.comparison import SECONDS, Run, compare, markdown, write_csv
 
 
+def test_one_image_is_compared_but_not_tested() -> None:
+    run = Run({"CIDEr": 0.5, SECONDS: 1.0}, np.array([0.5]))
+    baseline, other = compare({("a",): {0: run}, ("b",): {0: run}})
+    assert baseline.test is None and other.test is None
+
+
 def test_a_measure_that_only_some_variants_have_is_left_empty_for_the_others(tmp_path: Path) -> None:
     """A head's metric, where the baseline has no such head."""
     cider = np.random.default_rng(0).random(8)
