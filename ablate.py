@@ -67,15 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
     grid = load_grid(path)
     root = {} if arguments.data_root is None else {"data_root": arguments.data_root}
     cells = variants(path, grid, root | read_overrides(arguments.overrides))
-    known = {
-        *score_captions({0: "a"}, {0: ["a"]}, FAST).metrics,
-        *diversity(["a"], ["a"]),
-        *GROUNDING,
-        "rare_recall",
-        SECONDS,
-    }
-    if unknown := [column for column in grid.columns if column not in known and "/" not in column]:  # those are heads'
-        raise UserError(f"{path}: columns: no measure {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    check_columns(path, grid.columns)
     folder = Path(arguments.output_dir or f"runs/ablations/{path.stem}")
     if arguments.sweep:
         write_sweep(folder, grid, cells)
@@ -85,6 +77,14 @@ def main(arguments: argparse.Namespace) -> None:
         tabulate(folder, path.stem, grid, cells)
     if failed:
         raise UserError(f"{len(failed)} runs failed, start again to try again: {'; '.join(failed)}")
+
+
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """`UserError` where a run cannot come to have one of these, before any is done; heads' (`concepts/mAP`) may be."""
+    scores = score_captions({0: "a"}, {0: ["a"]}, FAST).metrics
+    known = {*scores, *diversity(["a"], ["a"]), *GROUNDING, "rare_recall", SECONDS}
+    if unknown := [column for column in columns if column not in known and "/" not in column]:
+        raise UserError(f"{path}: columns: no measure {unknown[0]!r}; there are {', '.join(sorted(known))}")
 
 
 def run_config(folder: Path, variant: Variant, seed: int) -> Config:

@@ -108,9 +108,10 @@ def main(arguments: argparse.Namespace) -> None:
     if world > 1 and output is None:
         raise UserError("several processes need --output F, where what each has made is put together")
     files = find_images(arguments.inputs)
-    for path in filter(None, (output, picture, plan)):
+    for path in filter(None, (picture, plan)):  # --output has no image's suffix, and may be there already
         if path.exists() and any(path.samefile(file) for file in files):
             raise UserError(f"{path}: is one of the images; name another file to write")
+    for path in filter(None, (output, picture, plan)):
         check_writable(path)
     source = Path(arguments.checkpoint or SHIPPED)
     checkpoint = load_checkpoint(source)

@@ -177,11 +177,6 @@ def check_root(name: str, root: Path | None) -> Path:
     return root
 
 
-def has_annotations(name: str, root: Path) -> bool:
-    """Whether data set `name` lies in folder `root` as files, and not as parquet."""
-    return _first(root, DATASETS[name].annotations, Path.is_file) is not None
-
-
 def folder_of_images(root: Path, names: tuple[str, ...]) -> Path | None:
     """The first of folders `names` in `root`, or the one of its own name in it, as some programs unpack an archive."""
     folder = _first(root, names, Path.is_dir)

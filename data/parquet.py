@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.datasets import DatasetSpec
+from data.datasets import DATASETS, DatasetSpec
 from data.errors import UserError
 from data.files import drafting
 
@@ -16,7 +16,9 @@ _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", 
 
 
 def find_parquet(root: Path) -> list[Path]:
-    """The parquet files under a folder, in the order of their names."""
+    """The parquet files under a folder, in the order of their names; none where a data set lies there as files."""
+    if any((root / name).is_file() for spec in DATASETS.values() for name in spec.annotations):
+        return []
     return sorted(root.rglob("*.parquet"))
 
 

@@ -47,8 +47,8 @@ class Progress:
     """Where a run stands: epochs and steps done, best CIDEr on val and its epoch, lines of the log, fp16's scaler.
 
     `seconds` are those of training alone, in all processes that went on with the run one after another. `processes` is
-    how many train together, on which it depends what a step is of, `precision` that of products as Accelerate calls it
-    (None: a run of before these were kept).
+    how many train together, on which it depends what a step is of, `precision` that of their products (None: a run of
+    before these were kept).
     """
 
     epoch: int = 0

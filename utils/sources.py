@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
-from data.datasets import DATASETS, CaptionDataset, has_annotations, load_dataset, without_broken
+from data.datasets import DATASETS, CaptionDataset, load_dataset, without_broken
 from data.errors import UserError
 from data.features import FeatureStore, build_store, store_key
 from data.files import making
@@ -41,7 +41,7 @@ def open_dataset(config: Config) -> CaptionDataset:
         name = f"synthetic-v{VERSION}-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
         root = Path(config.data.cache_dir) / name
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
-    elif root is not None and not has_annotations(config.dataset, root) and find_parquet(root):
+    elif root is not None and find_parquet(root):
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
     dataset = load_dataset(config.dataset, root, config.data.convention)
     dataset = hold_back(dataset, config.data.held_back)

@@ -1,5 +1,6 @@
 """A data set read from parquet is the data set that was written to it."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import data.check
 import data.parquet
 from data.datasets import DATASETS, load_dataset
 from data.errors import UserError
-from data.parquet import unpack_parquet
+from data.parquet import find_parquet, unpack_parquet
 from utils.config import parse_config
 from utils.sources import open_dataset
 
@@ -54,6 +55,14 @@ def test_it_reads_as_the_files_do(parquet: Path, scenes: Path, tmp_path: Path) -
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     open_dataset(parse_config(tree, "test"))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+
+
+def test_a_table_beside_the_annotations_is_not_the_data_set(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    write(tmp_path / "data" / "notes.parquet", [{"filename": "a.jpg"}])
+    opened = open_dataset(parse_config({"dataset": "RSICD", "data_root": str(tmp_path / "data")}, "test"))
+    assert opened.image_root.parent == tmp_path / "data"
+    assert find_parquet(tmp_path / "data") == []  # which data.check asks, too
 
 
 def test_two_processes_unpack_at_once(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
