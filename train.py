@@ -49,7 +49,7 @@ from rich.console import Console
 from torch import Tensor
 
 from data.annotations import AnnotatedImage
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.loading import Batch, BatchKey, CaptionBatches, Visuals, loader
 from data.synthetic import Truth
 from data.tokenizer import tokenize
@@ -183,10 +183,9 @@ def open_data(
     try:
         cells, channels = encoder.output_shape(config.data.size)
     except (AssertionError, AttributeError, RuntimeError) as error:  # each library and model has its own
-        reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"model.encoder.name={encoder.name} cannot look at images of data.size={config.data.size} ({reason}); "
-            "choose another size or encoder"
+            f"model.encoder.name={encoder.name} cannot look at images of data.size={config.data.size} "
+            f"({reason(error)}); choose another size or encoder"
         ) from None
     dataset = open_dataset(config)
     images = {split: dataset.split(split) for split in ("train", "val")}

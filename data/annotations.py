@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from reprlib import repr as shown
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, reason
 
 SPLITS = ("train", "val", "test")
 REMEDY = "restore the published file, or see docs/your-own-data.md"
@@ -119,7 +119,7 @@ def _read_json(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save the annotations as UTF-8 JSON") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); {REMEDY}") from None
+        raise UserError(f"{path}: not valid JSON ({reason(error)}); {REMEDY}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
 

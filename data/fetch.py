@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data.datasets import DATASETS, load_dataset
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.files import drafting, file_digest
 
 CHUNK = 1 << 20
@@ -98,9 +98,8 @@ def fetch(name: str, root: Path) -> None:
             try:
                 download(source, path)
             except (OSError, http.client.HTTPException) as error:
-                reason = str(error) or type(error).__name__
                 raise UserError(
-                    f"{source.url}: cannot be had ({reason}); try again later, or get it from {BY_HAND[name]} "
+                    f"{source.url}: cannot be had ({reason(error)}); try again later, or get it from {BY_HAND[name]} "
                     f"and put it there as {path}{AS_PARQUET.get(name, '')}"
                 ) from None
         if source.sha256 and file_digest(path) != source.sha256:

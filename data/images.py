@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.errors import UserError
+from data.errors import UserError, reason
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2")
 # What is read, whatever the suffix says: nothing that starts a program (EPS) or takes any bytes for a picture (TGA)
@@ -52,8 +52,7 @@ def read_image(path: Path) -> np.ndarray:
     except MemoryError:
         raise UserError(f"{path}: too large for this machine's memory; tile or shrink it") from None
     except Exception as error:  # every kind of damage has an exception of its own
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from None
+        raise UserError(f"{path}: not a readable image ({reason(error)}); replace or remove it") from None
 
 
 _silencing = Lock()

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.features import new_store
 
 
@@ -56,7 +56,7 @@ def _stored(source: Path, name: str) -> tuple[np.ndarray, str]:
                     raise UserError(f"{picture}: {image.mode} is no map of labels; save it with one number a pixel")
                 return np.asarray(image), str(picture)
     except (OSError, ValueError, StopIteration, zipfile.BadZipFile, UnidentifiedImageError) as error:
-        raise UserError(f"{source}: masks of {name} cannot be read ({str(error)[:80]}); make them anew") from None
+        raise UserError(f"{source}: masks of {name} cannot be read ({reason(error)}); make them anew") from None
     raise UserError(f"{source}: no {name}.npz or {name}.png; make the masks, or check regions.masks")
 
 
@@ -96,8 +96,7 @@ def _decoded(path: Path) -> np.ndarray:
         packed = [coco.frPyObjects(code, *code["size"]) if isinstance(code["counts"], list) else code for code in codes]
         return np.ascontiguousarray(coco.decode(packed).transpose(2, 0, 1))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path}: not SAM's output with COCO run-length codes ({reason})") from None
+        raise UserError(f"{path}: not SAM's output with COCO run-length codes ({reason(error)})") from None
 
 
 def main() -> None:

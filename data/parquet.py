@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.datasets import DATASETS, DatasetSpec
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.files import drafting
 
 ROWS = 64  # that are held at a time
@@ -94,5 +94,4 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], bytes]]:
                         raise UserError(f"{path}: captions of {row['filename']!r} are no list of texts; make them one")
                     yield name, captions, content
     except (pyarrow.ArrowException, KeyError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: no filename, captions and image to be read from it ({reason})") from None
+        raise UserError(f"{path}: no filename, captions and image to be read from it ({reason(error)})") from None

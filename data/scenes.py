@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.transforms import Preprocessing, to_channels_first
 
 CACHE = 64 << 20  # bytes of GDAL's block cache, which would otherwise grow to a twentieth of the memory
@@ -162,7 +162,7 @@ class Scene:
             with self._env:
                 self._file = rasterio.open(path)
         except rasterio.RasterioIOError as error:
-            raise UserError(f"{path}: not a readable raster ({' '.join(str(error).split())[:80]})") from None
+            raise UserError(f"{path}: not a readable raster ({reason(error)})") from None
         self.width, self.height = self._file.width, self._file.height
         self.transform, self.crs = self._file.transform, self._file.crs
         named = {interpretation: i for i, interpretation in enumerate(self._file.colorinterp, 1)}
@@ -236,7 +236,7 @@ class Scene:
             with self._env:
                 read = self._file.read(self.bands, masked=True, **how)
         except rasterio.RasterioIOError as error:
-            raise UserError(f"{self.path}: broken inside ({' '.join(str(error).split())[:80]}); restore it") from None
+            raise UserError(f"{self.path}: broken inside ({reason(error)}); restore it") from None
         there = np.asarray(~np.ma.getmaskarray(read).any(0))
         if read.dtype.kind == "f":
             there &= np.isfinite(read.data).all(0)

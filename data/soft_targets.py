@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.features import Store, new_store
 from data.vocabulary import Vocabulary
 from models.tokens import START
@@ -83,8 +83,7 @@ class SoftTargets(Store):
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's file leads to
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{path}: not a file of soft targets ({reason}); {self.remedy}") from None
+            raise UserError(f"{path}: not a file of soft targets ({reason(error)}); {self.remedy}") from None
 
     def check(self, captions: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """`UserError` unless the file holds each of these captions, (file name, tokens)."""

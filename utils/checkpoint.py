@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.files import write_whole
 from data.transforms import Preprocessing
 from data.vocabulary import Vocabulary
@@ -164,8 +164,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's numbers lead to
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: its parts do not fit each other ({reason}); train it again") from None
+        raise UserError(f"{path}: its parts do not fit each other ({reason(error)}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
 
 
@@ -226,8 +225,9 @@ def load_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimize
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         return dict(metadata["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: does not fit this configuration ({reason}); start a new --output-dir") from None
+        raise UserError(
+            f"{path}: does not fit this configuration ({reason(error)}); start a new --output-dir"
+        ) from None
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -269,5 +269,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"{path}: a pickle, which could run any program and is never read; where you trust it, convert "
                     "its state dict with safetensors.torch.save_file"
                 ) from None
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: not a safetensors checkpoint ({reason}); copy or train it again") from None
+        raise UserError(f"{path}: not a safetensors checkpoint ({reason(error)}); copy or train it again") from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.errors import UserError
+from data.errors import UserError, reason
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -308,7 +308,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date or a number that is none
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: not valid YAML ({reason(error)})") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

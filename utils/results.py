@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.annotations import AnnotatedImage
-from data.errors import UserError
+from data.errors import UserError, reason
 from metrics.scores import Scores
 
 
@@ -25,8 +25,7 @@ def read_results(path: Path, images: Sequence[AnnotatedImage]) -> dict[int, str]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path}: not JSON ({reason}); eval.py --output F.json writes such a file") from None
+        raise UserError(f"{path}: not JSON ({reason(error)}); eval.py --output F.json writes such a file") from None
     if isinstance(entries, dict) and isinstance(entries.get("captions"), list):
         entries = entries["captions"]  # what --output writes
     if not isinstance(entries, list) or not all(

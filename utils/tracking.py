@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.files import write_whole
 from utils.config import Config, flatten
 from utils.files import git_sha
@@ -67,7 +67,7 @@ class Tracker:
         try:
             action()
         except Exception as error:  # whatever a tracker's library throws, training goes on
-            print(f"tracking stopped: {type(error).__name__}: {' '.join(str(error).split())[:100]}", file=sys.stderr)
+            print(f"tracking stopped: {type(error).__name__}: {reason(error)}", file=sys.stderr)
             self._wandb = None
 
 
@@ -90,6 +90,5 @@ def _start_wandb(run_dir: Path, config: Config) -> Any:
             settings = wandb.Settings(init_timeout=20, console="off")
             return wandb.init(mode=mode, settings=settings, **arguments)
         except Exception as error:  # no key, no network, a broken installation: each has its own
-            reason = " ".join(str(error).split())[:80]
-            print(f"Weights & Biases {mode} cannot start ({reason})", file=sys.stderr)
+            print(f"Weights & Biases {mode} cannot start ({reason(error)})", file=sys.stderr)
     return None
