@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.capture import captured, worth_capturing
 from models.folding import fold_norms
 from models.lite import VARIANTS, EfficientNetLite
+from models.vit import DEPTHS, VisionTransformer
 
 TORCHVISION = "torchvision/"
 
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
             if name.startswith(TORCHVISION):
                 self.backbone: nn.Module = _torchvision_backbone(name.removeprefix(TORCHVISION))
             else:
-                self.backbone = EfficientNetLite(name) if name in VARIANTS else _timm_backbone(name)
+                self.backbone = _own_backbone(name) or _timm_backbone(name)
                 about: Any = self.backbone.pretrained_cfg
                 mean, std = about["mean"], about["std"]
             if any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules()):
@@ -131,6 +132,12 @@ class Encoder(nn.Module):
         features = self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
         self.train(training)
         return features
+
+
+def _own_backbone(name: str) -> nn.Module | None:
+    if name in VARIANTS:
+        return EfficientNetLite(name)
+    return VisionTransformer(name) if name in DEPTHS else None
 
 
 # timm and torchvision take seconds to import, and the encoder that ships does without them

