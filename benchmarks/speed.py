@@ -40,8 +40,10 @@ from benchmarks.standins import (
     folder,
     looking_before,
     pictures,
+    seen,
     seen_store,
     settled,
+    speaking,
     store,
 )
 from data.images import read_image
@@ -54,7 +56,6 @@ from models.decoding import beam_search
 from models.encoder import Encoder
 from models.pooling import pool_regions
 from models.runtime import translated
-from utils.checkpoint import SHIPPED, load_checkpoint
 from utils.config import Config
 from utils.devices import autocast, choose_workers, tune_memory
 from utils.inference import CAPTIONED
@@ -151,12 +152,10 @@ def training(attention: str, seconds: float) -> Iterator[Row]:
 
 
 def beam(attention: str, seconds: float) -> Iterator[Row]:
-    shipped = load_checkpoint(SHIPPED).captioner.to(DEVICE)
-    files = ImageFiles(pictures(CAPTIONED), Preprocessing())
-    looks = (files.read(key.rows) for key in in_order(range(CAPTIONED), BATCH))
-    features = torch.cat([encode(shipped.encoder, images, PRECISION) for images in looks])
-    additive = looking_before(shipped.decoder)
-    decoder = additive if attention == "additive" else shipped.decoder
+    features, (shipped, _) = seen(CAPTIONED), speaking()
+    shipped.eval()
+    additive = looking_before(shipped)
+    decoder = additive if attention == "additive" else shipped
     theirs = yardstick.Yardstick.of(additive).to(DEVICE).eval()
     turn = cycle(range(len(features)))
     words: list[list[int]] = [[], []]

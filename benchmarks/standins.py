@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import cycle
+from math import isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -13,14 +14,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import yardstick
 from data.annotations import AnnotatedImage
 from data.features import FeatureStore, build_store
-from data.loading import Batch, CaptionBatches, ImageFiles, Visuals, loader
+from data.loading import Batch, CaptionBatches, ImageFiles, Visuals, in_order, loader
 from data.synthetic import generate_scene
-from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
 from loss import build_loss
 from models.captioner import Captioner
@@ -77,11 +78,38 @@ def store(images: int) -> FeatureStore:
     return _stored(f"{images}.h5", (block[: min(BATCH, images - start)] for start in range(0, images, BATCH)), images)
 
 
+def seen(images: int) -> Tensor:
+    """What the encoder that ships gives of so many synthetic scenes, as if it were CELLS x CHANNELS.
+
+    Cells are averaged where it has more, channels stand there again and again where it has fewer.
+    """
+    start = load_checkpoint(SHIPPED)
+    encoder = start.captioner.encoder.to(DEVICE)
+    files = ImageFiles(pictures(images), start.preprocessing)
+    looks = (files.read(key.rows) for key in in_order(range(images), BATCH))
+    features = torch.cat([encode(encoder, look, PRECISION) for look in looks])
+    side = isqrt(features.shape[1])
+    grid = features.transpose(1, 2).unflatten(2, (side, side)).float()
+    cells = adaptive_avg_pool2d(grid, isqrt(CELLS)).flatten(2).transpose(1, 2).to(features.dtype)
+    return cells[..., torch.arange(CHANNELS) % cells.shape[-1]]
+
+
+def speaking() -> tuple[Decoder, Vocabulary]:
+    """The decoder that ships, for what `seen` gives, and its words."""
+    start = load_checkpoint(SHIPPED)
+    state = start.captioner.decoder.state_dict()
+    place = torch.arange(CHANNELS) % len(state["region.0.weight"])
+    for name in ("region.0.weight", "region.0.bias"):
+        state[name] = state[name][place]
+    state["region.1.weight"] = state["region.1.weight"][:, place] / place.bincount()[place]
+    decoder = Decoder(len(start.vocabulary), CHANNELS, WIDTH, start.captioner.decoder.dropout.p, "dot")
+    decoder.load_state_dict(state)
+    return decoder.to(DEVICE), start.vocabulary
+
+
 def seen_store(images: int) -> FeatureStore:
-    """Features of so many synthetic scenes, by the encoder that ships."""
-    scenes = ImageFiles(pictures(images), Preprocessing()).read(range(images))
-    encoder = load_checkpoint(SHIPPED).captioner.encoder.to(DEVICE)
-    return _stored(f"seen-{images}.h5", [encode(encoder, scenes, PRECISION)[:, None]], images)
+    """A store of what `seen` gives."""
+    return _stored(f"seen-{images}.h5", [seen(images)[:, None]], images)
 
 
 def _stored(name: str, blocks: Iterable[Tensor], images: int) -> FeatureStore:
@@ -110,8 +138,7 @@ class Training:
 
     def __init__(self, attention: str | None, features: FeatureStore, reward: bool = False) -> None:
         if attention is None:
-            start = load_checkpoint(SHIPPED)
-            decoder, vocabulary = start.captioner.decoder, start.vocabulary
+            decoder, vocabulary = speaking()
         else:
             vocabulary = Vocabulary([*SPECIALS, *(f"w{i}" for i in range(WORDS - len(SPECIALS)))])
             decoder = Decoder(len(vocabulary), CHANNELS, WIDTH, 0.5, attention)

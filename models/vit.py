@@ -31,14 +31,13 @@ class VisionTransformer(nn.Module):
         depth = DEPTHS[name]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.pos_embed = nn.Parameter(torch.randn(1, 1 + GRID * GRID, WIDTH) * 0.02)
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
         self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
         self.norm = nn.LayerNorm(WIDTH, EPS, elementwise_affine=depth == max(DEPTHS.values()))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
-        patches = self.patch_embed.proj(images)
+        patches = self.patch_embed["proj"](images)
         height, width = patches.shape[2:]
         words = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         return self.norm(self.blocks(words + self._positions(height, width)))
