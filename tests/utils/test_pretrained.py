@@ -107,6 +107,13 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     assert "\n" not in str(caught.value)
 
 
+def test_the_first_blocks_come_from_the_hub_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, first = DEPTHS
+    theirs = load_encoder(whole, "pip").backbone
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: {whole: theirs}[name])
+    assert digest(load_encoder(first, "hub")) == digest(load_encoder(first, "pip"))
+
+
 def test_a_run_hands_on_its_encoder(tmp_path: Path) -> None:
     torch.manual_seed(1)
     encoder = load_encoder("resnet18", "none")
