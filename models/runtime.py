@@ -6,6 +6,8 @@ gradients are wanted, on GPUs, and in bfloat16.
 """
 
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.encoder import Encoder
 
@@ -24,18 +26,22 @@ NOISE = 3  # images on which both must agree; another number than that on which 
 
 
 @contextmanager
-def translated(encoder: Encoder, images: int, precision: str) -> Iterator[None]:
-    """Within it, `encoder` looks through ONNX Runtime, if `images` of them are worth it (`MANY`, on a CPU, "fp32").
+def translated(module: nn.Module, images: int, precision: str) -> Iterator[None]:
+    """Within it, the encoders in `module` look through ONNX Runtime, if `images` of them are worth it.
 
-    It is translated at the first of them, for images of that size. Where that cannot be done, or gives other features
-    of noise, PyTorch goes on. The weights must stay as they are meanwhile, and no gradient comes back.
+    They are where they are at least `MANY`, on a CPU, in "fp32". An encoder is translated at the first of them, for
+    images of that size. Where that cannot be done, or gives other features of noise, PyTorch goes on. The weights must
+    stay as they are meanwhile, and no gradient comes back.
     """
-    if images >= MANY and precision == "fp32" and encoder.mean.device.type == "cpu":
-        encoder.translation = Translation(encoder)
+    encoders = [part for part in module.modules() if isinstance(part, Encoder)]
+    for encoder in encoders:
+        if images >= MANY and precision == "fp32" and encoder.mean.device.type == "cpu":
+            encoder.translation = Translation(encoder)
     try:
         yield
     finally:
-        encoder.translation = None
+        for encoder in encoders:
+            encoder.translation = None
 
 
 class Translation:
@@ -61,13 +67,31 @@ class Translation:
 def _session(encoder: Encoder, size: torch.Size) -> Any:
     noise = torch.randint(0, 256, (NOISE, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        session = open_session(_to_onnx(encoder, noise[:1]), threads=1)
-        features = run(session, images=noise)[0]
+        with _silence():
+            session = open_session(_to_onnx(encoder, noise[:1]), threads=1)
+            features = run(session, images=noise)[0]
     except Exception:  # whatever does not translate: PyTorch can do without
         return None
     exact = encoder(noise)
     agree = features.shape == exact.shape and bool((features - exact).norm() <= TOLERANCE * exact.norm())
     return session if agree else None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Within it nothing is printed, not even by C++: the exporter prints all of a model that it cannot translate."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "wb") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
 
 
 def open_session(model: Path | bytes, threads: int | None = None) -> Any:

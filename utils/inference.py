@@ -55,7 +55,7 @@ def caption_rows(
     keys = in_order(rows, size)
     chunks = track(visual_loader(visuals, keys, workers=0), len(keys), what)
     seen: list[Visual] = []
-    with translated(captioner.encoder, len(rows) * decoding.views, precision):
+    with translated(captioner, len(rows) * decoding.views, precision):
         for done, chunk in enumerate(chunks, 1):
             seen.append(look(captioner, chunk, decoding.views, precision))
             if len(seen) == batch_size // size or done == len(keys):

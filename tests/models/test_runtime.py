@@ -53,6 +53,17 @@ class Untranslatable(PerBatch):
         return torch.special.bessel_j0(images)  # which ONNX does not have
 
 
+def test_nothing_is_printed_of_what_does_not_translate(capfd: pytest.CaptureFixture[str]) -> None:
+    encoder = Encoder("vit_small_patch14_dinov2_first8").eval()  # bicubic interpolation, which ONNX does not have so
+    with torch.inference_mode():
+        exact = encoder(IMAGES)
+        with translated(encoder, MANY, "fp32"):
+            assert torch.equal(encoder(IMAGES), exact)
+            assert encoder.translation is None
+    print("said")
+    assert capfd.readouterr() == ("said\n", "")
+
+
 @pytest.mark.parametrize("backbone", [PerBatch(), Untranslatable()])
 def test_pytorch_goes_on_where_a_translation_is_wrong_or_there_is_none(backbone: PerBatch) -> None:
     encoder = Encoder("resnet18").eval()
