@@ -30,7 +30,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         depth = DEPTHS[name]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.pos_embed = nn.Parameter(torch.randn(1, 1 + GRID * GRID, WIDTH) * 0.02)
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, WIDTH))
+        nn.init.normal_(self.pos_embed, std=0.02)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
         self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
         self.norm = nn.LayerNorm(WIDTH, EPS, elementwise_affine=depth == max(DEPTHS.values()))

@@ -114,6 +114,15 @@ def test_all_that_is_announced_for_training_is_trained(scenes: Path, tmp_path: P
     assert {"encoder.backbone.stem.0.weight", "encoder.backbone.head.norm.weight"} < spared < set(named)
 
 
+def test_more_frozen_stages_than_there_are_are_refused(scenes: Path, tmp_path: Path) -> None:
+    words = ["--dataset", "RSICD", "--data-root", str(scenes), f"data.cache_dir={tmp_path}", "data.size=32"]
+    words += ["model.encoder.trainable=true", "model.encoder.frozen_stages=99"]
+    config = load_config(parse_arguments(words))
+    data = open_data(config, [], Encoder("test_convnext"), None, "fp32")
+    with pytest.raises(UserError, match=r"^model\.encoder\.frozen_stages: test_convnext has \d stages, not 99$"):
+        build_model(config, data, Encoder("test_convnext"), None)
+
+
 def test_captions_without_a_word_that_counts_are_refused(scenes: Path) -> None:
     words = ["--dataset", "RSICD", "--data-root", str(scenes), "data.size=32", "data.min_count=1000"]
     with pytest.raises(UserError, match=r"^data\.min_count=1000: no word .* lower it$"):
