@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 VIEWS = 8
+AT_ONCE = 32  # images that are encoded together, views counted
 
 
 def turned(images: Tensor, view: int) -> Tensor:
@@ -27,17 +28,22 @@ def turned_back(images: Tensor, view: int) -> Tensor:
     return upright.flip(-1) if flip else upright
 
 
-def mean_over_views(encode: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
+def mean_over_views(
+    encode: Callable[[Tensor], Tensor], images: Tensor, views: int, at_once: int | None = None
+) -> Tensor:
     """The features of images [B, 3, S, S] averaged over their first `views` turns and flips, float32 [B, h * h, D].
 
         f = 1/views sum_v turned_back(encode(turned(images, v)), v)
 
-    Every cell is averaged with itself as the other views show it. `encode` gives features [B, h * h, D].
+    Every cell is averaged with itself as the other views show it. `encode` gives features [b, h * h, D], of `at_once`
+    views of all images together; None: of so many that they are `AT_ONCE` images, since few take nearly as long.
     """
     total = torch.zeros(())
-    for view in range(views):
-        features = encode(turned(images, view)).float()
-        side = math.isqrt(features.shape[1])
-        grid = features.transpose(1, 2).unflatten(2, (side, side))  # [B, D, h, h]
-        total = total.to(grid.device) + turned_back(grid, view)
+    step = at_once or max(1, AT_ONCE // len(images))
+    for some in (range(first, min(first + step, views)) for first in range(0, views, step)):
+        seen = encode(torch.cat([turned(images, view) for view in some])).float()
+        for view, features in zip(some, seen.unflatten(0, (len(some), -1)), strict=True):
+            side = math.isqrt(features.shape[1])
+            grid = features.transpose(1, 2).unflatten(2, (side, side))  # [B, D, h, h]
+            total = total.to(grid.device) + turned_back(grid, view)
     return (total / views).flatten(2).transpose(1, 2)

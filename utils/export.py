@@ -31,7 +31,7 @@ from models.pooling import Visual
 from models.regions import Regions, State
 from models.runtime import open_session, run
 from models.tokens import END, PAD, START, UNK
-from models.views import mean_over_views, turned
+from models.views import mean_over_views
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from utils.files import run_program
 
@@ -50,9 +50,8 @@ class _Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # all views at once: a graph with the encoder once and not once a view is written in an eighth of the time
-        seen = self.captioner.encoder(torch.cat([turned(images, view) for view in range(self.views)]))
-        of_views = iter(seen.unflatten(0, (self.views, -1)))
-        regions = self.captioner.regions(Visual(mean_over_views(lambda _: next(of_views), images, self.views)))
+        features = mean_over_views(self.captioner.encoder, images, self.views, at_once=self.views)
+        regions = self.captioner.regions(Visual(features))
         return regions.keys, regions.values, *self.captioner.decoder.start(regions)
 
 
@@ -175,7 +174,9 @@ def main() -> None:
     """Read the checkpoint, write the folder, say what is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="PATH", help="default: the one that ships")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=SHIPPED[0], metavar="PATH", help="default: the first that ships"
+    )
     arguments = parser.parse_args()
     export(load_checkpoint(arguments.checkpoint), arguments.folder)
     print(f"{SCENES} scenes: the same captions as the checkpoint's")

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,6 +39,20 @@ def test_each_cell_is_averaged_with_itself() -> None:
         expected[cell] = images[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((1, 2)).numpy()
     found = mean_over_views(top_left, images, VIEWS)[0].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8, None])
+def test_views_are_encoded_together_as_many_as_asked(at_once: int | None) -> None:
+    images, sizes = torch.randn(5, 2, 6, 6), []
+
+    def encode(some: Tensor) -> Tensor:
+        sizes.append(len(some))
+        return top_left(some)
+
+    found = mean_over_views(encode, images, VIEWS, at_once)
+    torch.testing.assert_close(found, mean_over_views(top_left, images, VIEWS, 1), rtol=0, atol=0)
+    expected = {1: 8 * [5], 2: 4 * [10], 3: [15, 15, 10], 8: [40], None: [30, 10]}  # None: at most 32 images
+    assert sizes == expected[at_once]
 
 
 def test_one_view_is_the_image_as_it_is() -> None:
