@@ -1,6 +1,7 @@
 """What every program needs: JSON out, the commit of the code, and the ways to end."""
 
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -63,6 +64,8 @@ def one_line(text: str) -> str:
 def run_program(main: Callable[[], T]) -> T:
     """What `main` returns. A user's mistake ends with one line and exit code 2, signal n with exit code 128 + n."""
     stop_at_once()
+    gc.freeze()  # what was imported stays, and is not looked through for garbage
+    gc.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without é gets \\xe9, not a traceback

@@ -56,3 +56,9 @@ def test_what_runs_out_is_named_with_what_to_lower() -> None:
         assert done.returncode == 2 and advice in done.stderr.decode()
         assert len(done.stderr.splitlines()) == 1
     assert b"Traceback" in end("raise RuntimeError('a mistake of the program')").stderr
+
+
+def test_garbage_is_collected_once_a_program_has_imported_all() -> None:
+    code = "import gc; gc.disable(); from utils.files import run_program; print(run_program(gc.isenabled))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "True\n"
