@@ -3,6 +3,7 @@
 timm has it too, and its names of the tensors are kept; but to import timm takes longer than to caption an image.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 # name -> blocks. The first eight are what a checkpoint of 40 MB has room for, and as good to begin with (docs/rsicd.md)
 DEPTHS = {"vit_small_patch14_dinov2": 12, "vit_small_patch14_dinov2_first8": 8}
 PATCH, WIDTH, HEADS, GRID, EPS = 14, 384, 6, 37, 1e-6
+ROWS = 8192  # of a product in bfloat16: a CPU's take half as long again for each row where there are more
 
 
 class VisionTransformer(nn.Module):
@@ -38,6 +40,14 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
+        if images.device.type == "cpu" and not torch.compiler.is_exporting():
+            words = 1 + (images.shape[2] // PATCH) * (images.shape[3] // PATCH)
+            parts = math.ceil(len(images) * words / ROWS)
+            if parts > 1:
+                return torch.cat([self._look(part) for part in images.chunk(parts)])
+        return self._look(images)
+
+    def _look(self, images: Tensor) -> Tensor:
         patches = self.patch_embed["proj"](images)
         height, width = patches.shape[2:]
         words = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import vit
 from models.encoder import Encoder
 from models.vit import DEPTHS, VisionTransformer
 
@@ -77,3 +78,18 @@ def test_stages_are_the_stem_and_the_blocks() -> None:
     assert {name.split(".")[2] for name in learns} == {"4", "5", "6", "7"}
     with pytest.raises(ValueError, match="has 9 stages, not 10"):
         encoder.freeze(10)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_what_an_image_gives_does_not_depend_on_how_a_batch_is_divided(
+    images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VisionTransformer("vit_small_patch14_dinov2_first8").eval()
+    batch = torch.randn(images, 3, 28, 42)  # 7 words each
+    sizes: list[int] = []
+    model.blocks.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    whole = model.forward_features(batch)
+    monkeypatch.setattr(vit, "ROWS", 14)
+    parts = model.forward_features(batch)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    assert sizes == {1: [1, 1], 2: [2, 2], 5: [5, 2, 2, 1]}[images]
