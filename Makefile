@@ -4,7 +4,7 @@
 # make docs   the site of docs/ into build/docs
 # make kills  kill training 100 times and see that nothing is lost (make test: 20 times)
 # make fuzz   feed 10,000 damaged files to all that reads files (make test: 1,000)
-# make rsicd DATA=DIR   train the checkpoint that ships from RSICD's files (docs/rsicd.md)
+# make rsicd DATA=DIR   train the two captioners that ship from RSICD's files (docs/rsicd.md)
 # make setup  only set up .venv
 #
 # On Linux the torch that arrives can use NVIDIA GPUs and takes 6 GB on the disk. UV_TORCH_BACKEND=cpu make setup
@@ -30,11 +30,12 @@ fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz --cases 10000
 
 rsicd: setup
-	for step in encoder captions rewards; do \
+	for step in encoder captions rewards dinov2 dinov2-rewards; do \
 		$(VENV)/bin/python train.py --config configs/rsicd/$$step.yaml --data-root $(DATA) \
 			--output-dir runs/rsicd/$$step --resume || exit; \
 	done
 	$(VENV)/bin/python -m utils.ship runs/rsicd/rewards/best.safetensors runs/rsicd/rsicd.safetensors
+	$(VENV)/bin/python -m utils.ship runs/rsicd/dinov2-rewards/best.safetensors runs/rsicd/rsicd-dinov2.safetensors
 
 lint: setup
 	$(VENV)/bin/ruff check .

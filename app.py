@@ -1,7 +1,7 @@
 """A page to try a captioner on: python app.py [CHECKPOINT...] [--port 7860].
 
 Drop an image or pick an example: it shows the caption, what else the beam found, and where the decoder looked for the
-word under the pointer. CHECKPOINTs can be chosen on the page (default: the one that ships, and those under runs/).
+word under the pointer. CHECKPOINTs can be chosen on the page (default: those that ship, and those under runs/).
 """
 
 import argparse
@@ -41,7 +41,7 @@ from PIL import Image
 from data.errors import UserError
 from data.loading import ImageFiles, Visuals
 from data.synthetic import SCENE_TYPES, generate_scene
-from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoints
 from utils.devices import best_device, looking_precision
 from utils.inference import Caption, caption_batch
 from utils.sources import live_regions
@@ -89,15 +89,15 @@ element.addEventListener('input', (event) => show(event.target.value > 0 ? `0-${
 
 
 @lru_cache(maxsize=2)
-def open_checkpoint(path: str) -> Checkpoint:
-    """A checkpoint on the best device; the last two stay in memory."""
-    checkpoint = load_checkpoint(Path(path))
+def open_checkpoint(paths: tuple[Path, ...]) -> Checkpoint:
+    """A checkpoint, or several that speak as one, on the best device; the last two stay in memory."""
+    checkpoint = load_checkpoints(paths)
     checkpoint.captioner.to(best_device())
     return checkpoint
 
 
-def look(image: Path, path: str) -> str:
-    """The picture, its captions and their attention as HTML, for an image file and a checkpoint's path.
+def look(image: Path, paths: tuple[Path, ...]) -> str:
+    """The picture, its captions and their attention as HTML, for an image file and checkpoints that speak as one.
 
     Raises `UserError` where the image cannot be read or has more than `MAX_PIXELS`.
     """
@@ -105,7 +105,7 @@ def look(image: Path, path: str) -> str:
         width, height = opened.size
         if width * height > MAX_PIXELS:
             raise UserError(f"{image}: {width} x {height} pixels are too many for this page; tile or shrink it")
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(paths)
     content = ImageFiles([image], checkpoint.preprocessing)
     visuals = Visuals(content, live_regions(checkpoint.config, content, [image.stem], checkpoint.captioner.encoder))
     visual = visuals.read([0])
@@ -178,20 +178,21 @@ def write_examples(folder: Path) -> list[Path]:
 
 def main(arguments: argparse.Namespace) -> None:
     """Open the page and serve it until it is stopped."""
-    runs = map(str, sorted(Path("runs").glob("*/best.safetensors")))
-    found = arguments.checkpoints or [os.path.relpath(SHIPPED), *runs]
-    for path in arguments.checkpoints or found[:1]:
-        open_checkpoint(path)  # what is broken is said now, and Gradio takes seconds to import
+    named = arguments.checkpoints or map(str, sorted(Path("runs").glob("*/best.safetensors")))
+    found = {} if arguments.checkpoints else {" + ".join(path.name for path in SHIPPED): SHIPPED}
+    found |= {path: (Path(path),) for path in named}
+    for paths in list(found.values())[: len(arguments.checkpoints) or 1]:
+        open_checkpoint(paths)  # what is broken is said now, and Gradio takes seconds to import
     try:
         import gradio
     except ImportError:
         raise UserError("the page needs Gradio: pip install -r requirements-app.txt") from None
 
-    def answer(image: str | None, path: str) -> str:
+    def answer(image: str | None, name: str) -> str:
         if image is None:
             return ""
         try:
-            return look(Path(image), path)
+            return look(Path(image), found[name])
         except UserError as error:
             # Pillow's own words, in brackets, would name the server's folders
             said = re.sub(r" \(.*\)", "", str(error).replace(str(Path(image).parent) + os.sep, ""))
@@ -213,7 +214,7 @@ def main(arguments: argparse.Namespace) -> None:
                 allow_preview=False,
                 scale=2,
             )
-        chosen = gradio.Dropdown(found, value=found[0], label="Checkpoint", visible=len(found) > 1)
+        chosen = gradio.Dropdown(list(found), value=next(iter(found)), label="Checkpoint", visible=len(found) > 1)
         result = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT, elem_id="result")
 
         def pick(event: gradio.SelectData) -> str:

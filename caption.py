@@ -13,6 +13,7 @@ Exit code: 0 where there are captions, even if some images were left out; 2 wher
 """
 
 import argparse
+import gc
 from collections.abc import Callable
 
 from utils.files import run_program
@@ -25,7 +26,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a quoted pattern")
-    parser.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="best.safetensors of a run; again for more, which speak as one (default: the two that ship)",
+    )
     parser.add_argument("--output", metavar="F", help="write the captions there; the suffix says in which format")
     parser.add_argument(
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"
@@ -65,6 +71,7 @@ def _numbers(kind: type) -> Callable[[str], tuple]:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
+    gc.disable()  # until run_program: to look through all that libraries make, again and again, takes its time
 
 import os
 import sys
@@ -83,7 +90,7 @@ from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
 from models.pooling import together
 from models.runtime import translated
-from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoints
 from utils.config import with_decoding
 from utils.devices import PATIENCE, best_device, looking_precision
 from utils.files import one_line
@@ -113,16 +120,16 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"{path}: is one of the images; name another file to write")
     for path in filter(None, (output, picture, plan)):
         check_writable(path)
-    source = Path(arguments.checkpoint or SHIPPED)
-    checkpoint = load_checkpoint(source)
+    sources = [Path(path) for path in arguments.checkpoint or SHIPPED]
+    checkpoint = load_checkpoints(sources)
     checkpoint = replace(checkpoint, config=with_decoding(checkpoint.config, arguments.decoding))
     checkpoint.captioner.to(best_device())
-    about = {"checkpoint_sha256": file_digest(source), **checkpoint.config.decoding.model_dump()}
+    about = {"checkpoint_sha256": " + ".join(map(file_digest, sources)), **checkpoint.config.decoding.model_dump()}
 
     tiling = choose_tiling(arguments, checkpoint.preprocessing.size)
     if tiling:
         if checkpoint.config.regions.kind == "masks":
-            raise UserError(f"{source}: looks at masks of whole images (regions.kind=masks); caption without tiles")
+            raise UserError(f"{sources[0]}: looks at masks of whole images (regions.kind=masks); caption without tiles")
         if plan and len(files) > 1:
             raise UserError(f"--map {plan}: draws one scene, {len(files)} were given")
         scene = Path(files[0])
@@ -151,7 +158,7 @@ def main(arguments: argparse.Namespace) -> None:
         left = [file for file in mine if file in again or file not in journal]
         panels: list[Panel] = []
         precision = looking_precision(checkpoint.config.train.precision, best_device())
-        with translated(checkpoint.captioner.encoder, len(left) * checkpoint.config.decoding.views, precision):
+        with translated(checkpoint.captioner, len(left) * checkpoint.config.decoding.views, precision):
             for row in caption_files(checkpoint, left, tiling, query, journal, precision, panels if picture else None):
                 if "error" in row and len(files) > 1:
                     print(f"left out: {one_line(row['error'])}", file=sys.stderr)

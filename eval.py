@@ -9,6 +9,7 @@ A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or
 """
 
 import argparse
+import gc
 
 from utils.files import git_sha, run_program, versions, write_json
 
@@ -17,7 +18,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--checkpoint", metavar="PATH", help="best.safetensors of a run (default: the one that ships)")
+    what.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="best.safetensors of a run; again for more, which speak as one (default: the two that ship)",
+    )
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney, NWPU or own (default: the checkpoint's)")
@@ -38,6 +44,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
+    gc.disable()  # until run_program: to look through all that libraries make, again and again, takes its time
 
 from collections.abc import Sequence
 from functools import partial
@@ -56,7 +63,7 @@ from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, printed, score_captions
 from metrics.statistics import bootstrap, paired_test
-from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoints
 from utils.config import Config, parse_config, with_decoding
 from utils.devices import best_device, looking_precision
 from utils.grounding import SCORES as GROUNDING
@@ -78,8 +85,8 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(output))
     if arguments.results and (arguments.decoding or arguments.beam_size is not None):
         raise UserError("--beam-size and --decoding are for a checkpoint; what --results holds is said already")
-    path = None if arguments.results else Path(arguments.checkpoint or SHIPPED)
-    checkpoint = load_checkpoint(path) if path else None
+    paths = [] if arguments.results else [Path(path) for path in arguments.checkpoint or SHIPPED]
+    checkpoint = load_checkpoints(paths) if paths else None
     config = with_data(checkpoint.config if checkpoint else Config(), arguments)
     dataset = open_dataset(config)
     images = dataset.split(arguments.split)
@@ -88,7 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
     beams: list[list[Caption]] = []
     visuals = None
     grounding: dict[str, float] = {}
-    if path and checkpoint:
+    if checkpoint:
         precision = looking_precision(config.train.precision, best_device())
         captioner = checkpoint.captioner.to(best_device())
         regions = stored_regions(config, dataset, images, captioner.encoder)
@@ -102,8 +109,8 @@ def main(arguments: argparse.Namespace) -> None:
         grounding = ground(captioner, checkpoint.vocabulary, visuals, images, truths, precision, views, most)
         captions = {image.imgid: found[0].text for image, found in zip(images, beams, strict=True)}
         source = {
-            "checkpoint": str(arguments.checkpoint or SHIPPED.name),
-            "checkpoint_sha256": file_digest(path),
+            "checkpoint": " + ".join(arguments.checkpoint or [path.name for path in paths]),
+            "checkpoint_sha256": " + ".join(map(file_digest, paths)),
             **config.decoding.model_dump(),
             "precision": precision,
             "preprocessing": checkpoint.preprocessing.to_dict(),

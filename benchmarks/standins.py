@@ -83,7 +83,7 @@ def seen(images: int) -> Tensor:
 
     Cells are averaged where it has more, channels stand there again and again where it has fewer.
     """
-    start = load_checkpoint(SHIPPED)
+    start = load_checkpoint(SHIPPED[0])
     encoder = start.captioner.encoder.to(DEVICE)
     files = ImageFiles(pictures(images), start.preprocessing)
     looks = (files.read(key.rows) for key in in_order(range(images), BATCH))
@@ -96,7 +96,7 @@ def seen(images: int) -> Tensor:
 
 def speaking() -> tuple[Decoder, Vocabulary]:
     """The decoder that ships, for what `seen` gives, and its words."""
-    start = load_checkpoint(SHIPPED)
+    start = load_checkpoint(SHIPPED[0])
     state = start.captioner.decoder.state_dict()
     place = torch.arange(CHANNELS) % len(state["region.0.weight"])
     for name in ("region.0.weight", "region.0.bias"):

@@ -1,5 +1,6 @@
 """What a decoder carries from word to word: the regions that it looks at, and its state."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,3 +35,30 @@ class State(NamedTuple):
     def select(self, rows: Tensor) -> "State":
         """The states of these rows, in this order."""
         return State(self.hidden.index_select(0, rows), self.cell.index_select(0, rows))
+
+
+class JointRegions:
+    """The `Regions` of each of several decoders (models/ensemble.py)."""
+
+    def __init__(self, parts: Sequence[Regions]) -> None:
+        self.parts = parts
+
+    @property
+    def keys(self) -> Tensor:
+        """The first one's."""
+        return self.parts[0].keys
+
+    def select(self, rows: Tensor) -> "JointRegions":
+        """The regions of these rows, in this order."""
+        return JointRegions([part.select(rows) for part in self.parts])
+
+
+class JointState:
+    """The `State` of each of several decoders."""
+
+    def __init__(self, parts: Sequence[State]) -> None:
+        self.parts = parts
+
+    def select(self, rows: Tensor) -> "JointState":
+        """The states of these rows, in this order."""
+        return JointState([part.select(rows) for part in self.parts])

@@ -57,7 +57,7 @@ def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path, monkey
     monkeypatch.setattr(app, "MAX_PIXELS", 100)
     Image.new("RGB", (20, 10)).save(tmp_path / "large.png")
     with pytest.raises(UserError, match="20 x 10 pixels are too many"):
-        app.look(tmp_path / "large.png", str(SHIPPED))
+        app.look(tmp_path / "large.png", SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def address() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), str(SHIPPED)]
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), str(SHIPPED[0])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 240
     while time.monotonic() < end:

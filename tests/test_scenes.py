@@ -25,6 +25,7 @@ import caption
 from data.errors import UserError
 from data.files import file_digest
 from utils import outputs
+from utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,11 +152,11 @@ def test_what_cannot_be_placed_is_said_before_work(
     ):
         with pytest.raises(UserError, match=fault):
             call(*words)
-    loaded = caption.load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint)
     regions = loaded.config.regions.model_copy(update={"kind": "masks", "masks": str(tmp_path)})
     masked = replace(loaded, config=loaded.config.model_copy(update={"regions": regions}))
     with monkeypatch.context() as patch, pytest.raises(UserError, match=f"^{checkpoint}: looks at masks of whole"):
-        patch.setattr(caption, "load_checkpoint", lambda _: masked)
+        patch.setattr(caption, "load_checkpoints", lambda _: masked)
         call(one, "--checkpoint", checkpoint, "--tile", 32)
     call(one, other, tmp_path / "broken.tif", *options, tmp_path / "two.geojson")
     features = json.loads((tmp_path / "two.geojson").read_text())["features"]
@@ -184,7 +185,7 @@ def test_two_processes_write_what_one_does(scene: Path, checkpoint: Path, tmp_pa
     call(*options, tmp_path / "one.csv")
     rows = list(csv.DictReader((tmp_path / "one.csv").open()))
     about = {"checkpoint_sha256": file_digest(checkpoint)}
-    about |= caption.load_checkpoint(checkpoint).config.decoding.model_dump()
+    about |= load_checkpoint(checkpoint).config.decoding.model_dump()
     kept = [{"file": row["file"], "caption": "kept", "score": -1.0} for row in (rows[1], rows[8])]
     lines = "".join(json.dumps(line) + "\n" for line in (about, *kept))
     (tmp_path / "two.csv.partial.7").write_text(lines + '{"file": "cut off')

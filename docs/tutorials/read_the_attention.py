@@ -25,7 +25,7 @@ def main() -> None:
     """Caption the image, print where each word looked, draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", type=Path)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=SHIPPED)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=SHIPPED[0])
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
     captioner, config = checkpoint.captioner, checkpoint.config

