@@ -64,7 +64,7 @@ def one_line(text: str) -> str:
 def run_program(main: Callable[[], T]) -> T:
     """What `main` returns. A user's mistake ends with one line and exit code 2, signal n with exit code 128 + n."""
     stop_at_once()
-    gc.freeze()  # what was imported stays, and is not looked through for garbage
+    gc.freeze()  # what was imported stays, and is not looked through for garbage until the end
     gc.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -85,6 +85,9 @@ def run_program(main: Callable[[], T]) -> T:
             raise
         print(f"error: {advice}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if "triton" in sys.modules:  # whose binding complains of all that is left over when Python ends
+            gc.unfreeze()
 
 
 def _refused(error: Exception) -> str | None:
