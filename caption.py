@@ -30,7 +30,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint",
         action="append",
         metavar="PATH",
-        help="best.safetensors of a run; again for more, which speak as one (default: the two that ship)",
+        help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
+        "the two that ship)",
     )
     parser.add_argument("--output", metavar="F", help="write the captions there; the suffix says in which format")
     parser.add_argument(

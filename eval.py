@@ -22,7 +22,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint",
         action="append",
         metavar="PATH",
-        help="best.safetensors of a run; again for more, which speak as one (default: the two that ship)",
+        help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
+        "the two that ship)",
     )
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")

@@ -30,10 +30,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the heavy imports: --help and slips answer at once
-    gc.disable()  # until run_program: to look through all that libraries make, again and again, takes its time
     CONFIG = run_program(lambda: load_config(ARGUMENTS))
     if CONFIG.dataset != "synthetic":
         run_program(lambda: check_root(CONFIG.dataset, Path(CONFIG.data_root) if CONFIG.data_root else None))
+
+    gc.disable()  # until run_program: to look through all that libraries make, again and again, takes its time
 
 import copy
 import math

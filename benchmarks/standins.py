@@ -79,7 +79,7 @@ def store(images: int) -> FeatureStore:
 
 
 def seen(images: int) -> Tensor:
-    """What the encoder that ships gives of so many synthetic scenes, as if it were CELLS x CHANNELS.
+    """What the first encoder that ships gives of so many synthetic scenes, as if it were CELLS x CHANNELS.
 
     Cells are averaged where it has more, channels stand there again and again where it has fewer.
     """
@@ -95,7 +95,7 @@ def seen(images: int) -> Tensor:
 
 
 def speaking() -> tuple[Decoder, Vocabulary]:
-    """The decoder that ships, for what `seen` gives, and its words."""
+    """The first decoder that ships, for what `seen` gives, and its words."""
     start = load_checkpoint(SHIPPED[0])
     state = start.captioner.decoder.state_dict()
     place = torch.arange(CHANNELS) % len(state["region.0.weight"])
@@ -134,7 +134,7 @@ def captions(images: int, vocabulary: Vocabulary) -> list[AnnotatedImage]:
 
 
 class Training:
-    """A decoder and what its steps need: an untrained one with this attention, or the one that ships."""
+    """A decoder and what its steps need: an untrained one with this attention, or the first that ships."""
 
     def __init__(self, attention: str | None, features: FeatureStore, reward: bool = False) -> None:
         if attention is None:

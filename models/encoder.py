@@ -140,7 +140,7 @@ def _own_backbone(name: str) -> nn.Module | None:
     return VisionTransformer(name) if name in DEPTHS else None
 
 
-# timm and torchvision take seconds to import, and the encoder that ships does without them
+# timm and torchvision take seconds to import, and the encoders that ship do without them
 
 
 def _timm_backbone(name: str) -> nn.Module:

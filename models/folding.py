@@ -107,7 +107,7 @@ def fold_norms(model: nn.Module, images: Tensor) -> None:
     Which follows which is seen by running `model` on `images` [1, 3, H, W]. The model's output stays that of its
     evaluation mode; from here on its BatchNorm can only be used frozen.
     """
-    from timm.layers import Conv2dSame  # here: it takes seconds, and the encoder that ships does without it
+    from timm.layers import Conv2dSame  # here: it takes seconds, and the encoders that ship do without it
 
     convolutions = (nn.Conv2d, Conv2dSame)  # these very types: others standardise or otherwise change their filters
     outputs: dict[int, tuple[str, Tensor]] = {}  # id -> a convolution and its output (kept, so that ids stay unique)

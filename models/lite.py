@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, the encoder that ships (Tan & Le, ICML 2019; Liu & Tan 2020: no squeeze-and-excitation, ReLU6).
+"""EfficientNet-Lite, one of the encoders that ship (Tan & Le, ICML 2019; Liu & Tan 2020: no attention, ReLU6).
 
 timm has it too, and its names of the tensors are kept; but to import timm takes longer than to caption an image.
 """

@@ -42,7 +42,7 @@ class VisionTransformer(nn.Module):
         """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
         if images.device.type == "cpu" and not torch.compiler.is_exporting():
             words = 1 + (images.shape[2] // PATCH) * (images.shape[3] // PATCH)
-            parts = math.ceil(len(images) * words / ROWS)
+            parts = math.ceil(len(images) / max(1, ROWS // words))
             if parts > 1:
                 return torch.cat([self._look(part) for part in images.chunk(parts)])
         return self._look(images)
@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
     def _look(self, images: Tensor) -> Tensor:
         patches = self.patch_embed["proj"](images)
         height, width = patches.shape[2:]
-        words = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        words = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         return self.norm(self.blocks(words + self._positions(height, width)))
 
     def _positions(self, height: int, width: int) -> Tensor:

