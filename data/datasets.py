@@ -22,7 +22,6 @@ class DatasetSpec:
     """
 
     name: str
-    citation: str
     source: str
     annotations: tuple[str, ...]
     image_folders: tuple[str, ...]
@@ -36,50 +35,44 @@ class DatasetSpec:
         return f"{self.annotations[0]} and {self.image_folders[0]}/"
 
 
-_LU_2018 = (
-    "Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, IEEE TGRS 56(4), 2018"
-)
-_QU_2016 = "Qu, Li, Tao, Lu: Deep Semantic Understanding of High Resolution Remote Sensing Image, CITS 2016"
-
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
         DatasetSpec(
             name="synthetic",
-            citation="made by data/synthetic.py of this repository",
             source="train.py makes it itself",
             annotations=("dataset_rsicd.json",),
             image_folders=("RSICD_images",),
             split_sizes=None,
         ),
+        # Lu, Wang, Zheng, Li: Exploring Models and Data for Remote Sensing Image Caption Generation, TGRS 56(4), 2018
         DatasetSpec(
             name="RSICD",
-            citation=_LU_2018,
             source="github.com/201528014227051/RSICD_optimal",
             annotations=("dataset_rsicd.json",),
             image_folders=("RSICD_images", "images"),
             split_sizes=(8734, 1093, 1094),
             landmarks={"airport_348.jpg": "val", "airport_61.jpg": "test"},
         ),
+        # Qu, Li, Tao, Lu: Deep Semantic Understanding of High Resolution Remote Sensing Image, CITS 2016
         DatasetSpec(
             name="UCM",
-            citation=_QU_2016,
             source="github.com/201528014227051/RSICD_optimal (UCM-captions)",
             annotations=("dataset.json", "dataset_ucm.json"),
             image_folders=("imgs", "images"),
             split_sizes=(1680, 210, 210),
         ),
+        # of the same
         DatasetSpec(
             name="Sydney",
-            citation=_QU_2016,
             source="github.com/201528014227051/RSICD_optimal (Sydney-captions)",
             annotations=("dataset.json", "dataset_sydney.json"),
             image_folders=("imgs", "images"),
             split_sizes=(497, 58, 58),
         ),
+        # Cheng, Huang, Xu, Zhou, Li, Wang: NWPU-Captions Dataset and MLCA-Net, IEEE TGRS 60, 2022
         DatasetSpec(
             name="NWPU",
-            citation="Cheng, Huang, Xu, Zhou, Li, Wang: NWPU-Captions Dataset and MLCA-Net, IEEE TGRS 60, 2022",
             source="github.com/HaiyanHuang98/NWPU-Captions",
             annotations=("dataset_nwpu.json",),
             image_folders=("NWPU_images", "images", "NWPU-RESISC45"),
@@ -88,7 +81,6 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
         DatasetSpec(
             name="own",
-            citation="your own",
             source="docs/your-own-data.md",
             annotations=("dataset.json",),
             image_folders=("images",),
