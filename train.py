@@ -219,11 +219,11 @@ def build_model(
     set_seed(config.seed)  # again: a decoder begins the same with whatever heads
     modules = {name: head.module for name, head in data.heads.items()}
     captioner = build_captioner(config, encoder, len(data.vocabulary), data.channels, modules).to(encoder.mean.device)
+    try:
+        encoder.freeze(config.model.encoder.frozen_stages)
+    except ValueError as error:
+        raise UserError(f"model.encoder.frozen_stages: {error}") from None
     if config.model.encoder.trainable:
-        try:
-            encoder.freeze(config.model.encoder.frozen_stages)
-        except ValueError as error:
-            raise UserError(f"model.encoder.frozen_stages: {error}") from None
         encoder.freeze_unused(config.data.size)
     if init:
         captioner.decoder.load_state_dict(init.captioner.decoder.state_dict())

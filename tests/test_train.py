@@ -114,9 +114,10 @@ def test_all_that_is_announced_for_training_is_trained(scenes: Path, tmp_path: P
     assert {"encoder.backbone.stem.0.weight", "encoder.backbone.head.norm.weight"} < spared < set(named)
 
 
-def test_more_frozen_stages_than_there_are_are_refused(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainable", ["true", "false"])
+def test_more_frozen_stages_than_there_are_are_refused(scenes: Path, tmp_path: Path, trainable: str) -> None:
     words = ["--dataset", "RSICD", "--data-root", str(scenes), f"data.cache_dir={tmp_path}", "data.size=32"]
-    words += ["model.encoder.trainable=true", "model.encoder.frozen_stages=99"]
+    words += [f"model.encoder.trainable={trainable}", "model.encoder.frozen_stages=99"]
     config = load_config(parse_arguments(words))
     data = open_data(config, [], Encoder("test_convnext"), None, "fp32")
     with pytest.raises(UserError, match=r"^model\.encoder\.frozen_stages: test_convnext has \d stages, not 99$"):

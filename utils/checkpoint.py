@@ -37,8 +37,9 @@ from utils.pretrained import PIP_PACKAGES, fill_encoder, load_encoder
 
 FORMAT = "nadir-1"
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
-FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
-SHIPPED = (FOLDER / "rsicd.safetensors", FOLDER / "rsicd-dinov2.safetensors")  # which speak as one
+SHIPPED = tuple(  # which speak as one
+    Path(__file__).resolve().parent.parent / "checkpoints" / f"{name}.safetensors" for name in ("rsicd", "rsicd-dinov2")
+)
 
 
 class Sizes(NamedTuple):
