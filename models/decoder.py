@@ -117,9 +117,9 @@ class Decoder(nn.Module):
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the words, [..., E], and what the LSTM's gates get of them, [..., 4 E]."""
-        if torch.compiler.is_exporting():  # how many words are distinct would be a shape that depends on the data
-            words = self.embedding(tokens)
-            return words, self.from_word(words)
+        if tokens.is_cuda or torch.compiler.is_exporting():  # to find the distinct would make Python wait for the GPU
+            words = self.embedding(tokens)  # in an export their number would be a shape that depends on the data
+            return self.dropout(words), self.from_word(words)
         distinct, which = tokens.unique(return_inverse=True)
         words = self.embedding(distinct)
         return self.dropout(functional.embedding(which, words)), functional.embedding(which, self.from_word(words))

@@ -152,6 +152,8 @@ def _roll(
     # states, those of an image side by side: of which image each is; and which each caption goes on from
     state, image_of, follows = decoder.start(regions), here, here.repeat_interleave(samples)
     last = torch.full((images * samples,), START, device=device)
+    if not (sparing := _worth_sparing(device)):
+        state = state.select(follows)
 
     # of all images
     words = torch.full((max_words + 1, images, samples), END, device=device)
@@ -159,33 +161,42 @@ def _roll(
     total = torch.zeros(images, samples, device=device)
 
     for length in range(max_words + 1):
-        # samples of an image that have said the same so far are one
-        (after, said), which = torch.stack([follows, last]).unique(dim=1, return_inverse=True)
-        logits, state, attention = decoder.step(regions, state, said, image_of, after)
-        image_of, follows = image_of[after], which
-        log_p = _log_probabilities(logits)[which]
+        if sparing:
+            # samples of an image that have said the same so far are one
+            (after, said), follows = torch.stack([follows, last]).unique(dim=1, return_inverse=True)
+            logits, state, attention = decoder.step(regions, state, said, image_of, after)
+            image_of, attention = image_of[after], attention[follows]
+            log_p = _log_probabilities(logits)[follows]
+        else:
+            logits, state, attention = decoder.step(regions, state, last)
+            log_p = _log_probabilities(logits)
         if length == 0:
             log_p[:, END] = -torch.inf
         last = torch.full_like(last, END) if length == max_words else choose(log_p)
         gained = log_p.gather(1, last[:, None]).view_as(running)
         total[here] += torch.where(running, gained, 0.0)
         words[length, here] = torch.where(running, last.view_as(running), END)
-        attentions[length, here] = attention[which].view(*running.shape, -1)
+        attentions[length, here] = attention.view(*running.shape, -1)
         running = running & (words[length, here] != END)
         going = running.any(1)
         if not bool(going.any()):
             break
-        if not bool(going.all()):
+        if sparing and not bool(going.all()):
             here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
             stays, rows = going[image_of], going.repeat_interleave(samples)
             state, image_of = state.select(stays.nonzero().flatten()), (going.cumsum(0) - 1)[image_of[stays]]
-            follows, last = (stays.cumsum(0) - 1)[which[rows]], last[rows]
+            follows, last = (stays.cumsum(0) - 1)[follows[rows]], last[rows]
     tokens, looked = words.flatten(1).T.tolist(), attentions.flatten(1, 2).transpose(0, 1).float().cpu()
     lengths = [row.index(END) for row in tokens]
     return [
         Hypothesis(row[:length], score / (length + 1), looked[i, :length])
         for i, (row, length, score) in enumerate(zip(tokens, lengths, total.flatten().tolist(), strict=True))
     ]
+
+
+def _worth_sparing(device: torch.device) -> bool:
+    """Whether to find out what need not be computed is faster than to compute it: a GPU has it before Python knows."""
+    return device.type == "cpu"
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from models import decoding
 from models.decoder import Decoder
 from models.decoding import beam_search, greedy, sample
 from models.regions import Regions
@@ -18,6 +19,12 @@ def model() -> Decoder:
     with torch.no_grad():  # untrained logits are nearly flat: sharpen them, so that paths differ
         decoder.embedding.weight.mul_(8)
     return decoder
+
+
+@pytest.fixture(params=[True, False], ids=["sparing", "all"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU draws words, and as a GPU does."""
+    monkeypatch.setattr(decoding, "_worth_sparing", lambda device: request.param)
 
 
 def regions_of(model: Decoder, images: int) -> Regions:
@@ -64,6 +71,7 @@ def test_score_and_attention_are_those_of_teacher_forcing(model: Decoder) -> Non
             torch.testing.assert_close(h.attention, attention)
 
 
+@pytest.mark.usefixtures("either")
 def test_a_beam_of_one_is_greedy(model: Decoder) -> None:
     regions = regions_of(model, 16)
     for beams, one in zip(beam_search(model, regions, 1, 12), greedy(model, regions, 12), strict=True):
@@ -80,6 +88,7 @@ def test_an_image_does_not_depend_on_its_batch(model: Decoder) -> None:
         assert [h.tokens for h in alone] == [h.tokens for h in together[image]]
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
 @pytest.mark.parametrize("max_words", [1, 7])
 def test_captions_always_come_and_always_end(model: Decoder, beam_size: int, max_words: int) -> None:
@@ -96,6 +105,7 @@ def test_captions_always_come_and_always_end(model: Decoder, beam_size: int, max
                 assert h.attention.shape == (len(h.tokens), N)
 
 
+@pytest.mark.usefixtures("either")
 def test_sampling_follows_the_distribution(model: Decoder) -> None:
     one = regions_of(model, 1)
     with torch.no_grad():
@@ -123,6 +133,7 @@ def test_sampling_at_low_temperature_is_greedy(model: Decoder) -> None:
     assert [h.tokens for h in cold] == [h.tokens for h in greedy(model, regions, 6)]
 
 
+@pytest.mark.usefixtures("either")
 def test_samples_of_an_image_stand_side_by_side_and_images_end_one_by_one() -> None:
     """Whatever ended before it, a sample's score and attention are those of teacher forcing on its own image."""
     model = Decoder(V, D, E, dropout=0.0).eval()  # flat logits: one word in five is the end
