@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.capture import captured, worth_capturing
 from models.folding import fold_norms
 from models.lite import VARIANTS, EfficientNetLite
-from models.vit import DEPTHS, VisionTransformer
+from models.vit import DINOV2, VisionTransformer
 
 TORCHVISION = "torchvision/"
 
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 def _own_backbone(name: str) -> nn.Module | None:
     if name in VARIANTS:
         return EfficientNetLite(name)
-    return VisionTransformer(name) if name in DEPTHS else None
+    return VisionTransformer() if name == DINOV2 else None
 
 
 # timm and torchvision take seconds to import, and the encoders that ship do without them

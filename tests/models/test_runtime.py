@@ -54,7 +54,7 @@ class Untranslatable(PerBatch):
 
 
 def test_nothing_is_printed_of_what_does_not_translate(capfd: pytest.CaptureFixture[str]) -> None:
-    encoder = Encoder("vit_small_patch14_dinov2_first8").eval()  # bicubic interpolation, which ONNX does not have so
+    encoder = Encoder("vit_small_patch14_dinov2").eval()  # bicubic interpolation, which ONNX does not have so
     with torch.inference_mode():
         exact = encoder(IMAGES)
         with translated(encoder, MANY, "fp32"):

@@ -1,18 +1,15 @@
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models import vit
 from models.encoder import Encoder
-from models.vit import DEPTHS, VisionTransformer
-
-WHOLE, FIRST = DEPTHS
+from models.vit import DINOV2, VisionTransformer
 
 
 def timms() -> nn.Module:
-    return timm.create_model(WHOLE, num_classes=0, dynamic_img_size=True).eval()
+    return timm.create_model(DINOV2, num_classes=0, dynamic_img_size=True).eval()
 
 
 def drawn(ours: VisionTransformer) -> VisionTransformer:
@@ -28,7 +25,7 @@ def test_tensors_have_timms_names_order_and_shapes() -> None:
     with torch.device("meta"):
         shapes = [
             [(key, value.shape) for key, value in model.state_dict().items()]
-            for model in (VisionTransformer(WHOLE), timms())
+            for model in (VisionTransformer(), timms())
         ]
     assert shapes[0] == shapes[1]
 
@@ -36,7 +33,7 @@ def test_tensors_have_timms_names_order_and_shapes() -> None:
 @pytest.mark.parametrize("size", [(70, 84), (28, 14)])
 def test_the_function_is_timms(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    ours, theirs = drawn(VisionTransformer(WHOLE)), timms()
+    ours, theirs = drawn(VisionTransformer()), timms()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, *size)
     with torch.no_grad():
@@ -49,42 +46,28 @@ def test_the_function_is_timms(size: tuple[int, int]) -> None:
 
 def test_pixels_that_fill_no_patch_are_not_seen() -> None:
     torch.manual_seed(0)
-    ours = drawn(VisionTransformer(FIRST))
+    ours = drawn(VisionTransformer())
     images = torch.randn(2, 3, 41, 55)
     with torch.no_grad():
         assert torch.equal(ours.forward_features(images), ours.forward_features(images[:, :, :28, :42]))
 
 
-def test_the_first_blocks_are_those_of_the_whole() -> None:
-    torch.manual_seed(0)
-    whole, first = drawn(VisionTransformer(WHOLE)), VisionTransformer(FIRST)
-    assert first.load_state_dict(whole.state_dict(), strict=False).missing_keys == []
-    images = torch.randn(2, 3, 42, 42)
-    with torch.no_grad():
-        theirs = timms()
-        theirs.load_state_dict(whole.state_dict())
-        (expected,) = theirs.forward_intermediates(  # type: ignore[operator]
-            images, indices=[7], norm=False, intermediates_only=True, output_fmt="NLC"
-        )
-        found = first.forward_features(images)[:, 1:]
-    torch.testing.assert_close(found, F.layer_norm(expected, (384,), eps=1e-6), rtol=1e-4, atol=1e-4)
-
-
 def test_stages_are_the_stem_and_the_blocks() -> None:
-    encoder = Encoder(FIRST)
+    encoder = Encoder(DINOV2)
     assert encoder.output_shape(196) == (196, 384)
-    encoder.freeze(5)
+    encoder.freeze(9)
     learns = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    assert {name.split(".")[2] for name in learns} == {"4", "5", "6", "7"}
-    with pytest.raises(ValueError, match="has 9 stages, not 10"):
-        encoder.freeze(10)
+    upper = {f"blocks.{i}" for i in range(8, 12)} | {"norm.weight", "norm.bias"}
+    assert {".".join(name.split(".")[1:3]) for name in learns} == upper
+    with pytest.raises(ValueError, match="has 13 stages, not 14"):
+        encoder.freeze(14)
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])
 def test_what_an_image_gives_does_not_depend_on_how_a_batch_is_divided(
     images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = VisionTransformer("vit_small_patch14_dinov2_first8").eval()
+    model = VisionTransformer().eval()
     batch = torch.randn(images, 3, 28, 42)  # 7 words each
     sizes: list[int] = []
     model.blocks.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))

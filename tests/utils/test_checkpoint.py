@@ -103,7 +103,7 @@ def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, te
 
 def test_weights_that_training_left_as_pip_brings_them_stay_out(tmp_path: Path) -> None:
     tree = CONFIG.model_dump()
-    tree["model"]["encoder"]["name"] = name = "vit_small_patch14_dinov2_first8"
+    tree["model"]["encoder"]["name"] = name = "vit_small_patch14_dinov2"
     config = parse_config(tree, "")
     model = build_captioner(config, load_encoder(name, "pip"), len(VOCABULARY), 384).eval()
     learned = "encoder.backbone.blocks.7."

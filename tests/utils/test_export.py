@@ -78,7 +78,7 @@ def test_what_a_head_tells_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_transformer_is_exported_for_any_number_of_images(checkpoint: Path, tmp_path: Path) -> None:
-    loaded, name = load_checkpoint(checkpoint), "vit_small_patch14_dinov2_first8"
+    loaded, name = load_checkpoint(checkpoint), "vit_small_patch14_dinov2"
     captioner = build_captioner(loaded.config, Encoder(name), len(loaded.vocabulary), 384).eval()
     program.export(replace(loaded, captioner=captioner), tmp_path / "exported")  # which compares six captions
     assert (tmp_path / "exported" / "encoder.onnx").exists()
