@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.capture import worth_capturing
+from models.capture import worth_capturing, worth_sparing
 from models.dropout import Dropout
 from models.looking import LookAfter, LookBefore
 from models.packing import Grouping, Layout, Packing, rectangle, staircase
@@ -24,7 +24,7 @@ class Decoder(nn.Module):
 
     h_0 and c_0 come from the mean of the regions. y is the embedding of a word; W_o is tied to it (Press & Wolf,
     EACL 2017), since RSICD's 17,811 distinct captions are few. What a head tells is added to y where the LSTM reads it.
-    The LSTM hears y without dropout, so that each distinct word is read once.
+    The LSTM hears y without dropout, so that each distinct word can be read once.
 
     Args:
         vocabulary_size: V. channels: D of the region features. width: E.
@@ -117,8 +117,8 @@ class Decoder(nn.Module):
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the words, [..., E], and what the LSTM's gates get of them, [..., 4 E]."""
-        if tokens.is_cuda or torch.compiler.is_exporting():  # to find the distinct would make Python wait for the GPU
-            words = self.embedding(tokens)  # in an export their number would be a shape that depends on the data
+        if torch.compiler.is_exporting() or not worth_sparing(tokens.device):
+            words = self.embedding(tokens)  # in an export the number of distinct ones would depend on the data
             return self.dropout(words), self.from_word(words)
         distinct, which = tokens.unique(return_inverse=True)
         words = self.embedding(distinct)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.capture import worth_sparing
 from models.decoder import Decoder
 from models.regions import Regions
 from models.tokens import END, PAD, START, UNK
@@ -152,7 +153,7 @@ def _roll(
     # states, those of an image side by side: of which image each is; and which each caption goes on from
     state, image_of, follows = decoder.start(regions), here, here.repeat_interleave(samples)
     last = torch.full((images * samples,), START, device=device)
-    if not (sparing := _worth_sparing(device)):
+    if not (sparing := worth_sparing(device)):
         state = state.select(follows)
 
     # of all images
@@ -192,11 +193,6 @@ def _roll(
         Hypothesis(row[:length], score / (length + 1), looked[i, :length])
         for i, (row, length, score) in enumerate(zip(tokens, lengths, total.flatten().tolist(), strict=True))
     ]
-
-
-def _worth_sparing(device: torch.device) -> bool:
-    """Whether to find out what need not be computed is faster than to compute it: a GPU has it before Python knows."""
-    return device.type == "cpu"
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

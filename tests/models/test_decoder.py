@@ -240,6 +240,23 @@ def test_each_distinct_word_is_read_once() -> None:
     torch.testing.assert_close(read[1], model.embedding.weight[[4]], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+def test_a_gpu_reads_every_word_and_gets_the_same(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Decoder(V, D, E, 0.5, attention)
+    features, tokens = torch.randn(P, N, D), torch.randint(V, (P, T))
+    results = []
+    for sparing in (True, False):
+        monkeypatch.setattr(models.decoder, "worth_sparing", lambda device, sparing=sparing: sparing)
+        torch.manual_seed(1)  # the same dropout
+        logits, _ = model(model.prepare(features, None), tokens)
+        model.zero_grad()
+        logits.log_softmax(-1)[..., 0].sum().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+
+
 def test_select() -> None:
     regions = Regions(torch.randn(2, N, E), torch.randn(2, N, E), torch.ones(2, N, dtype=torch.bool))
     assert regions.select(torch.tensor([0])).told is None

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from models import decoding
+from models import decoder, decoding
 from models.decoder import Decoder
 from models.decoding import beam_search, greedy, sample
 from models.regions import Regions
@@ -13,9 +13,9 @@ V, D, E, N = 8, 5, 16, 4
 WORDS = [w for w in range(V) if w not in (PAD, START, END, UNK)]
 
 
-@pytest.fixture
-def model() -> Decoder:
-    decoder = Decoder(V, D, E, dropout=0.0).eval()
+@pytest.fixture(params=["additive", "dot"])
+def model(request: pytest.FixtureRequest) -> Decoder:
+    decoder = Decoder(V, D, E, 0.0, request.param).eval()
     with torch.no_grad():  # untrained logits are nearly flat: sharpen them, so that paths differ
         decoder.embedding.weight.mul_(8)
     return decoder
@@ -24,7 +24,8 @@ def model() -> Decoder:
 @pytest.fixture(params=[True, False], ids=["sparing", "all"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a CPU draws words, and as a GPU does."""
-    monkeypatch.setattr(decoding, "_worth_sparing", lambda device: request.param)
+    for part in (decoding, decoder):
+        monkeypatch.setattr(part, "worth_sparing", lambda device: request.param)
 
 
 def regions_of(model: Decoder, images: int) -> Regions:
@@ -127,6 +128,7 @@ def test_what_cannot_be_said_is_not_drawn_at_either_end(
         assert hypothesis.tokens and set(hypothesis.tokens) <= set(WORDS)
 
 
+@pytest.mark.usefixtures("either")
 def test_sampling_at_low_temperature_is_greedy(model: Decoder) -> None:
     regions = regions_of(model, 8)
     cold = sample(model, regions, 6, temperature=1e-3)

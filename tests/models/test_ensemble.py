@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import decoding
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.decoding import beam_search, greedy, sample
@@ -79,7 +80,11 @@ def test_a_wide_beam_finds_the_caption_whose_mean_probabilities_are_highest(
     assert differ  # else one member alone would pass
 
 
-def test_teacher_forcing_is_what_decoding_says(members: list[Captioner], images: Visual) -> None:
+@pytest.mark.parametrize("sparing", [True, False])
+def test_teacher_forcing_is_what_decoding_says(
+    members: list[Captioner], images: Visual, sparing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "worth_sparing", lambda device: sparing)
     ensemble = Ensemble(members).eval()
     with torch.no_grad():
         seen = Visual(ensemble.features(images.content))

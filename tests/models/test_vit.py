@@ -30,8 +30,10 @@ def test_tensors_have_timms_names_order_and_shapes() -> None:
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize("fused", [(), ("cpu",)], ids=["written out", "fused"])
 @pytest.mark.parametrize("size", [(70, 84), (28, 14)])
-def test_the_function_is_timms(size: tuple[int, int]) -> None:
+def test_the_function_is_timms(size: tuple[int, int], fused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit, "FUSED", fused)
     torch.manual_seed(0)
     ours, theirs = drawn(VisionTransformer()), timms()
     theirs.load_state_dict(ours.state_dict())

@@ -101,6 +101,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     assert "\n" not in str(caught.value)
 
 
+def test_the_transformer_asks_the_hub_for_timms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = load_encoder(DINOV2, "pip").backbone
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: {DINOV2: theirs}[name])
+    assert digest(load_encoder(DINOV2, "hub")) == digest(load_encoder(DINOV2, "pip"))
+
+
 def test_a_run_hands_on_its_encoder(tmp_path: Path) -> None:
     torch.manual_seed(1)
     encoder = load_encoder("resnet18", "none")
