@@ -16,7 +16,7 @@ import argparse
 import gc
 from collections.abc import Callable
 
-from utils.files import run_program
+from utils.files import offer_checkpoints, run_program
 
 PICTURED = 16  # images in --attention
 BEST = 10  # images that --find names
@@ -26,13 +26,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a quoted pattern")
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        metavar="PATH",
-        help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
-        "the two that ship)",
-    )
+    offer_checkpoints(parser)
     parser.add_argument("--output", metavar="F", help="write the captions there; the suffix says in which format")
     parser.add_argument(
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"

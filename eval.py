@@ -11,20 +11,14 @@ A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or
 import argparse
 import gc
 
-from utils.files import git_sha, run_program, versions, write_json
+from utils.files import git_sha, offer_checkpoints, run_program, versions, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line, or `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--checkpoint",
-        action="append",
-        metavar="PATH",
-        help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
-        "the two that ship)",
-    )
+    offer_checkpoints(what)
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney, NWPU or own (default: the checkpoint's)")

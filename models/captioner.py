@@ -97,15 +97,9 @@ class Captioner(nn.Module):
         """The head that says all words at once, if there is one."""
         return next((head for head in self.heads.values() if isinstance(head, ParallelHead)), None)
 
-    def regions(
-        self,
-        visual: Visual,
-        views: int = 1,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Regions:
+    def regions(self, visual: Visual, temperature: float = 0.0, generator: torch.Generator | None = None) -> Regions:
         """What decoding needs of each image; what a head tells is drawn at `temperature` (0: its mean)."""
-        features = self.features(visual.content, views)
+        features = self.features(visual.content)
         regions = self._prepare(features, visual.shares)
         told = [teller.draw(features, temperature, generator) for teller in self.tellers]
         return regions._replace(told=self.decoder.hear(torch.stack(told).sum(0))) if told else regions

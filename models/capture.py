@@ -27,11 +27,6 @@ def worth_capturing(tensor: Tensor) -> bool:
     return GRAPHS > 0 and tensor.is_cuda and torch.is_grad_enabled() and not torch.distributed.is_initialized()
 
 
-def worth_sparing(device: torch.device) -> bool:
-    """Whether to find out what need not be computed is faster than to compute it: a GPU has it before Python knows."""
-    return device.type == "cpu"
-
-
 def captured(
     function: Function, inputs: Sequence[Tensor], weights: Sequence[Tensor] = (), about: Hashable = None
 ) -> tuple[Tensor, ...]:

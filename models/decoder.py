@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.capture import worth_capturing, worth_sparing
+from models.capture import worth_capturing
 from models.dropout import Dropout
 from models.looking import LookAfter, LookBefore
 from models.packing import Grouping, Layout, Packing, rectangle, staircase
@@ -130,6 +130,11 @@ class Decoder(nn.Module):
 
     def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
         return self.classifier(self.dropout(hidden + self.output_context(context) + words))
+
+
+def worth_sparing(device: torch.device) -> bool:
+    """Whether to find out what need not be computed is faster than to compute it: a GPU has it before Python knows."""
+    return device.type == "cpu"
 
 
 def _layout(values: Tensor) -> Layout:

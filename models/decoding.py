@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.capture import worth_sparing
-from models.decoder import Decoder
+from models.decoder import Decoder, worth_sparing
 from models.regions import Regions
 from models.tokens import END, PAD, START, UNK
 

@@ -41,16 +41,9 @@ class Ensemble(Captioner):
         self.shapes = [part.shape[1:] for part in features]
         return torch.cat([part.flatten(1) for part in features], 1)[:, None]
 
-    def regions(
-        self,
-        visual: Visual,
-        views: int = 1,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Regions:
+    def regions(self, visual: Visual, temperature: float = 0.0, generator: torch.Generator | None = None) -> Regions:
         """What each member's decoding needs of each image."""
-        parts = self._parts(visual, views)
-        joint = JointRegions([member.regions(part, 1, temperature, generator) for member, part in parts])
+        joint = JointRegions([member.regions(part, temperature, generator) for member, part in self._parts(visual)])
         return cast(Regions, joint)
 
     def forward(self, visual: Visual, tokens: Tensor, image_of: Tensor, shown: Shown | None = None) -> Output:
@@ -58,8 +51,8 @@ class Ensemble(Captioner):
         outputs = [member(part, tokens, image_of) for member, part in self._parts(visual)]
         return outputs[0]._replace(logits=log_mean([output.logits for output in outputs]), heads={})
 
-    def _parts(self, visual: Visual, views: int = 1) -> list[tuple[Captioner, Visual]]:
-        seen = self.features(visual.content, views).squeeze(1)
+    def _parts(self, visual: Visual) -> list[tuple[Captioner, Visual]]:
+        seen = self.features(visual.content).squeeze(1)
         parts = seen.split([shape.numel() for shape in self.shapes], 1)
         shaped = (Visual(part.unflatten(1, shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return list(zip(self.members, shaped, strict=True))

@@ -158,7 +158,8 @@ def _compare(checkpoint: Checkpoint, folder: Path) -> None:
     decoding, size = checkpoint.config.decoding, checkpoint.preprocessing.size
     scenes = np.stack([generate_scene(2, index, max(size, 32)).image for index in range(SCENES)])
     images = torch.from_numpy(scenes).permute(0, 3, 1, 2).contiguous()
-    regions = checkpoint.captioner.regions(Visual(images), decoding.views)
+    features = checkpoint.captioner.features(images, decoding.views)
+    regions = checkpoint.captioner.regions(Visual(features))
     keys, values, hidden, cell = run(open_session(folder / "encoder.onnx"), images=images)
     decoder: Any = ExportedDecoder(folder / "step.onnx", State(hidden, cell))
     bounds = (decoding.beam_size, decoding.max_words, decoding.length_penalty)

@@ -1,5 +1,6 @@
-"""What every program needs: JSON out, the commit of the code, and the ways to end."""
+"""What programs share: an option, JSON out, the commit of the code, and the ways to end."""
 
+import argparse
 import errno
 import gc
 import hashlib
@@ -21,6 +22,17 @@ from utils.signals import Stopped, stop_at_once
 
 T = TypeVar("T")
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
+
+
+def offer_checkpoints(parser: argparse._ActionsContainer) -> None:
+    """`--checkpoint`, given as often as one likes: of a parser, or of a group of its options."""
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
+        "the two that ship)",
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

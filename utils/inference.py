@@ -116,7 +116,7 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
                 found = []
                 for some in seen.split(max(1, CAPTIONED // decoding.samples)):  # copies take as much memory as images
                     copies = some.repeated(decoding.samples)
-                    found += greedy(decoder, captioner.regions(copies, 1, decoding.temperature, generator), most)
+                    found += greedy(decoder, captioner.regions(copies, decoding.temperature, generator), most)
             else:
                 regions = captioner.regions(seen)
                 found = sample(decoder, regions, most, decoding.temperature, generator, decoding.samples)

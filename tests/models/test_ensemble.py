@@ -122,7 +122,7 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_members_order(
 def test_each_member_sees_in_as_many_views(members: list[Captioner], images: Visual) -> None:
     ensemble = Ensemble(members).eval()
     with torch.no_grad():
-        joint = ensemble.regions(images, views=4)
+        joint = ensemble.regions(Visual(ensemble.features(images.content, views=4)))
         assert isinstance(joint, JointRegions)
         for part, captioner in zip(joint.parts, members, strict=True):
             features = mean_over_views(captioner.encoder, images.content, 4)
