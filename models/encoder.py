@@ -21,6 +21,7 @@ class Encoder(nn.Module):
     Args:
         name: a model of timm (`resnet50`, `tf_efficientnet_lite2`, `swin_tiny_patch4_window7_224`, ...) or, as
             `torchvision/resnet50`, of torchvision. Raises `ValueError` where neither knows it.
+        backbone: in place of the one of that name, a module with what `models.vit.VisionTransformer` has.
 
     Shape:
         images: uint8 [B, 3, H, W], RGB; output: float [B, h * w, D], row by row from the top left.
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
     std: Tensor
     translation: Callable[[Tensor], Tensor] | None = None  # what it looks through for a while (models/runtime.py)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.name = name
         if ":" in name:  # timm would look into a folder, or fetch it
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
             if name.startswith(TORCHVISION):
                 self.backbone: nn.Module = _torchvision_backbone(name.removeprefix(TORCHVISION))
             else:
-                self.backbone = _own_backbone(name) or _timm_backbone(name)
+                self.backbone = backbone or _own_backbone(name) or _timm_backbone(name)
                 about: Any = self.backbone.pretrained_cfg
                 mean, std = about["mean"], about["std"]
             if any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules()):

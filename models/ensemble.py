@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from models.captioner import Captioner, Output
 from models.decoder import Decoder
+from models.encoder import Encoder
 from models.heads import Shown
 from models.pooling import Visual
 from models.regions import JointRegions, JointState, Regions
+from models.views import mean_over_views
+from models.vit import DINOV2, Branches, VisionTransformer, alike
 
 
 class Ensemble(Captioner):
@@ -19,7 +22,8 @@ class Ensemble(Captioner):
 
         p(y_t | y_<t, image) = 1/K sum_k p_k(y_t | y_<t, image)
 
-    Their features are handed on as one tensor [B, 1, sum_k N_k D_k], side by side. Attention is the first one's, and so
+    Transformers whose first blocks are the same look through these once. All features are handed on as one tensor
+    [B, 1, sum_k N_k D_k], side by side. Attention is the first one's, and so
     is `encoder`, which others ask for its grid and its device. An ensemble has no heads; what a member's head tells its
     own decoder is heard.
 
@@ -31,13 +35,20 @@ class Ensemble(Captioner):
         joint = JointDecoder([captioner.decoder for captioner in captioners])
         super().__init__(captioners[0].encoder, cast(Decoder, joint))  # for all that captions are found with
         self.members = cast(list[Captioner], nn.ModuleList(captioners))
+        self.looks = _looks([captioner.encoder for captioner in captioners])
+        self.encoders = nn.ModuleList(encoder for encoder, _ in self.looks)
         self.shapes: list[torch.Size] = []  # (N_k, D_k) of the features that were handed on last
 
     def features(self, content: Tensor, views: int = 1) -> Tensor:
         """Features [B, 1, sum_k N_k D_k] of images, or as they are."""
         if content.ndim == 3:
             return content
-        features = [member.features(content, views) for member in self.members]
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for encoder, members in self.looks:
+                seen = encoder(content) if views == 1 else mean_over_views(encoder, content, views)
+                found |= zip(members, seen.chunk(len(members), -1), strict=True)
+        features = [found[member] for member in range(len(self.members))]
         self.shapes = [part.shape[1:] for part in features]
         return torch.cat([part.flatten(1) for part in features], 1)[:, None]
 
@@ -56,6 +67,19 @@ class Ensemble(Captioner):
         parts = seen.split([shape.numel() for shape in self.shapes], 1)
         shaped = (Visual(part.unflatten(1, shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return list(zip(self.members, shaped, strict=True))
+
+
+def _looks(encoders: Sequence[Encoder]) -> list[tuple[Encoder, list[int]]]:
+    """Encoders that see together what these do, each with the places of those whose features it gives side by side."""
+    twins = [place for place, encoder in enumerate(encoders) if isinstance(encoder.backbone, VisionTransformer)]
+    backbones = [cast(VisionTransformer, encoders[place].backbone) for place in twins]
+    scales = {(*encoders[place].mean.tolist(), *encoders[place].std.tolist()) for place in twins}
+    if len(twins) < 2 or len(scales) > 1 or not alike(backbones):
+        return [(encoder, [place]) for place, encoder in enumerate(encoders)]
+    joint = Encoder(DINOV2, Branches(backbones))
+    joint.mean.copy_(encoders[twins[0]].mean)
+    joint.std.copy_(encoders[twins[0]].std)
+    return [(joint, twins), *((encoder, [place]) for place, encoder in enumerate(encoders) if place not in twins)]
 
 
 class JointDecoder:

@@ -4,6 +4,8 @@ timm has it too, and its names of the tensors are kept; but to import timm takes
 """
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
@@ -38,18 +40,14 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], scaled, to [B, 1 + (H // 14) * (W // 14), 384]: a token for the whole, then the patches."""
-        if images.device.type == "cpu" and not torch.compiler.is_exporting():
-            words = 1 + (images.shape[2] // PATCH) * (images.shape[3] // PATCH)
-            parts = math.ceil(len(images) / max(1, ROWS // words))
-            if parts > 1:
-                return torch.cat([self._look(part) for part in images.chunk(parts)])
-        return self._look(images)
+        return in_parts(lambda part: self.norm(self.blocks(self.stem(part))), images)
 
-    def _look(self, images: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
+        """The tokens before the first block."""
         patches = self.patch_embed["proj"](images)
         height, width = patches.shape[2:]
         words = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        return self.norm(self.blocks(words + self._positions(height, width)))
+        return words + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:
         if (height, width) == (GRID, GRID):
@@ -64,6 +62,55 @@ class VisionTransformer(nn.Module):
             "stem": r"^cls_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
+
+
+class Branches(nn.Module):
+    """Transformers that begin alike: what is the same in all of them looks once.
+
+    Args:
+        transformers: with the same stem and at least one first block (`alike`). Their modules are shared.
+    """
+
+    num_prefix_tokens = 1
+    pretrained_cfg = VisionTransformer.pretrained_cfg
+
+    def __init__(self, transformers: Sequence[VisionTransformer]) -> None:
+        super().__init__()
+        self.num_features = WIDTH * len(transformers)
+        shared = alike(transformers)
+        self.first = transformers[0]
+        self.trunk = self.first.blocks[:shared]
+        self.branches = nn.ModuleList(nn.Sequential(*one.blocks[shared:], one.norm) for one in transformers)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, 1 + N, K * 384], what each of the K transformers gives side by side."""
+        return in_parts(self._look, images)
+
+    def _look(self, images: Tensor) -> Tensor:
+        words = self.trunk(self.first.stem(images))
+        return torch.cat([branch(words) for branch in self.branches], dim=-1)
+
+
+def alike(transformers: Sequence[VisionTransformer]) -> int:
+    """How many first blocks are the same in all of them; 0 where their stems differ."""
+
+    def same(prefix: str) -> bool:
+        first, *others = ([v for k, v in one.state_dict().items() if k.startswith(prefix)] for one in transformers)
+        return all(torch.equal(ours, theirs) for other in others for ours, theirs in zip(first, other, strict=True))
+
+    if not all(same(part) for part in ("cls_token", "pos_embed", "patch_embed.")):
+        return 0
+    return sum(1 for _ in takewhile(same, (f"blocks.{index}." for index in range(BLOCKS))))
+
+
+def in_parts(look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What `look` gives of images [B, 3, H, W], on a CPU of parts with at most `ROWS` tokens each."""
+    if images.device.type == "cpu" and not torch.compiler.is_exporting():
+        words = 1 + (images.shape[2] // PATCH) * (images.shape[3] // PATCH)
+        parts = math.ceil(len(images) / max(1, ROWS // words))
+        if parts > 1:
+            return torch.cat([look(part) for part in images.chunk(parts)])
+    return look(images)
 
 
 class Block(nn.Module):

@@ -5,9 +5,8 @@ are made, searched or rewarded with, configuration, vocabulary, preprocessing. `
 `--resume` needs: weights, optimizer, progress.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +31,9 @@ from models.heads.critic import CriticHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.retrieval import RetrievalHead
+from utils.changes import PREFIX, Changes, digest, is_factor, restored
 from utils.config import Config, DataConfig, parse_config
-from utils.pretrained import PIP_PACKAGES, fill_encoder, load_encoder
+from utils.pretrained import PIP_PACKAGES, fill_encoder
 
 FORMAT = "nadir-1"
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
@@ -115,11 +115,12 @@ def build_captioner(
 
 
 def save_checkpoint(
-    path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, brought: Collection[str] = ()
+    path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, small: Changes | None = None
 ) -> None:
     """Write a checkpoint for inference, whole or not at all, its weights in `dtype`; of heads only those that last.
 
-    Weights that are `brought` by pip (`brought_by_pip`) stay out, and are looked up there when it is read.
+    What pip brings of the encoder stays out where `small` says so (`utils.changes.changes`), and is looked up there
+    when the file is read.
     """
     metadata = {
         "format": FORMAT,
@@ -132,9 +133,10 @@ def save_checkpoint(
     lasting = LASTING.keys() - (set() if checkpoint.config.model.heads.concepts.tell else {"concepts"})
     left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in lasting)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
-    if brought:
-        names = sorted(brought)
-        metadata["pip"] = {"tensors": names, "sha256": _digest(tensors.pop(name) for name in names)}
+    if small and small.begin:
+        names = sorted(small.begin)
+        metadata["pip"] = {"tensors": names, "sha256": digest(small.begin[name] for name in names)}
+        tensors = {key: value for key, value in tensors.items() if key not in small.begin} | small.factors
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
 
@@ -153,10 +155,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         about = dict(metadata["about"])
         pip = metadata.get("pip", {"tensors": [], "sha256": ""})
         brought = set(pip["tensors"])
-        if not all(name.startswith("encoder.") for name in brought) or len(brought) < len(pip["tensors"]):
+        if not all(name.startswith(PREFIX) for name in brought) or len(brought) < len(pip["tensors"]):
             raise ValueError("of an encoder alone pip brings weights, each once")
         if brought and config.model.encoder.name not in PIP_PACKAGES:  # and as many as theirs: no stranger's number
             raise ValueError(f"no pip package brings weights of {config.model.encoder.name}")
+        factors = {name: tensors.pop(name) for name in list(tensors) if is_factor(name, brought)}
         channels = tensors["decoder.region.0.weight"].shape[0]
         parts = {".".join(key.split(".")[:2]) for key in tensors}
 
@@ -174,7 +177,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with _Unfilled():
             captioner = build()
         if brought:
-            tensors |= _from_pip(path, captioner, sorted(brought), pip["sha256"])
+            tensors |= restored(_from_pip(path, captioner, sorted(brought), pip["sha256"]), factors)
         _fill(captioner, tensors)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights are not finite")
@@ -193,7 +196,7 @@ def _from_pip(path: Path, captioner: Captioner, brought: Sequence[str], sha256: 
     except Exception as error:  # not installed, or whatever a damaged file leads to
         raise UserError(f"{path}: begins with weights that pip brings ({reason(error)}); {remedy}") from None
     own = captioner.state_dict()
-    if _digest(own[name] for name in brought) != sha256:
+    if digest(own[name] for name in brought) != sha256:
         raise UserError(f"{path}: began with other weights than pip brings; {remedy}")
     return {name: own[name] for name in brought}
 
@@ -217,25 +220,6 @@ def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
             if not same:
                 raise UserError(f"{path}: learned from {what}; it cannot speak as one with others")
     return replace(first, captioner=Ensemble([c.captioner for c in checkpoints]).eval())
-
-
-def brought_by_pip(checkpoint: Checkpoint) -> set[str]:
-    """The names of the encoder's tensors that training left as pip brings them (to float16), if it left any weight."""
-    encoder = checkpoint.captioner.encoder
-    try:
-        theirs = load_encoder(encoder.name, "pip").state_dict()
-    except UserError:  # no package brings any, or it is not installed, so that none was begun with
-        return set()
-    same = {name for name, ours in encoder.state_dict().items() if torch.equal(ours.half(), theirs[name].half())}
-    return {f"encoder.{name}" for name in same} if same & {name for name, _ in encoder.named_parameters()} else set()
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of tensors as float16, hexadecimal."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.half().contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 class _Unfilled(TorchFunctionMode):

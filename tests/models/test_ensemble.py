@@ -127,3 +127,25 @@ def test_each_member_sees_in_as_many_views(members: list[Captioner], images: Vis
         for part, captioner in zip(joint.parts, members, strict=True):
             features = mean_over_views(captioner.encoder, images.content, 4)
             torch.testing.assert_close(part.keys, captioner.regions(Visual(features)).keys)
+
+
+def test_twins_look_once_through_what_they_share(images: Visual) -> None:
+    """Two transformers that differ in their last block, around another encoder, in two views."""
+    torch.manual_seed(1)
+    name = "vit_small_patch14_dinov2"
+    each = [member(name, 16, "dot"), member("test_efficientnet", 16, "dot"), member(name, 24, "dot")]
+    first, second = (each[place].encoder.backbone for place in (0, 2))
+    own = second.state_dict()
+    upper = {key: value for key, value in own.items() if key.startswith(("blocks.11.", "norm."))}
+    second.load_state_dict(first.state_dict() | upper)
+    ensemble = Ensemble(each).eval()
+    assert [places for _, places in ensemble.looks] == [[0, 2], [1]]
+    with torch.no_grad():
+        joint = ensemble.regions(Visual(ensemble.features(images.content, views=2)))
+        assert isinstance(joint, JointRegions)
+        for part, captioner in zip(joint.parts, each, strict=True):
+            features = mean_over_views(captioner.encoder, images.content, 2)
+            torch.testing.assert_close(part.keys, captioner.regions(Visual(features)).keys)
+    with torch.no_grad():
+        each[2].encoder.mean.add_(0.1)  # images that are scaled otherwise
+    assert [places for _, places in Ensemble(each).looks] == [[0], [1], [2]]

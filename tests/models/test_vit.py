@@ -5,7 +5,7 @@ from torch import nn
 
 from models import vit
 from models.encoder import Encoder
-from models.vit import DINOV2, VisionTransformer
+from models.vit import BLOCKS, DINOV2, Branches, VisionTransformer, alike
 
 
 def timms() -> nn.Module:
@@ -78,3 +78,41 @@ def test_what_an_image_gives_does_not_depend_on_how_a_batch_is_divided(
     parts = model.forward_features(batch)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # float32 sums in another order
     assert sizes == {1: [1, 1], 2: [2, 2], 5: [5, 2, 2, 1]}[images]
+
+
+def branches(learned: int) -> list[VisionTransformer]:
+    """Three that differ in all blocks from `learned` on."""
+    torch.manual_seed(0)
+    found = [drawn(VisionTransformer()).eval() for _ in range(3)]
+    for other in found[1:]:
+        own = other.state_dict()
+        begin = ("cls_token", "pos_embed", "patch_embed.", *(f"blocks.{index}." for index in range(learned)))
+        other.load_state_dict({k: v if k.startswith(begin) else own[k] for k, v in found[0].state_dict().items()})
+    return found
+
+
+@pytest.mark.parametrize("learned", [1, 8, 12])
+def test_branches_see_what_each_would_and_share_what_is_the_same(learned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = branches(learned)
+    assert alike(each) == learned
+    looked = [0] * BLOCKS
+    for model in each:
+        for index, block in enumerate(model.blocks):
+            block.register_forward_hook(lambda *_, index=index: looked.__setitem__(index, looked[index] + 1))
+    images = torch.randn(3, 3, 28, 42)
+    monkeypatch.setattr(vit, "ROWS", 14)  # two images at a time
+    with torch.no_grad():
+        together = Branches(each).forward_features(images)
+        assert looked == [2] * learned + [6] * (BLOCKS - learned)  # twice two images or one, by one or by three
+        for part, model in zip(together.chunk(3, -1), each, strict=True):
+            torch.testing.assert_close(part, model.forward_features(images), rtol=1e-4, atol=1e-5)  # other sums
+            assert float(part.std()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["cls_token", "pos_embed", "patch_embed.proj.bias", "blocks.0.mlp.fc2.bias"])
+def test_what_differs_at_the_beginning_is_not_alike(name: str) -> None:
+    each = branches(8)
+    with torch.no_grad():
+        each[2].get_parameter(name).add_(0.1)
+    assert alike(each) == 0
+    assert alike(each[:2]) == 8
