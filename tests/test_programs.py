@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from data.errors import UserError
-from tests.programs import ROOT, SMALL, Words, call, lines, start
+from tests.programs import ROOT, SMALL, Words, call, lines, one_epoch, start
 from utils import ship
-from utils.checkpoint import SHIPPED, load_checkpoint
+from utils.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -232,7 +234,7 @@ def test_the_checkpoints_that_ship_are_the_default(
     call("eval", "--data-root", scenes, "--split", "val", "--output", tmp_path / "both.json")
     assert "CIDEr" in capsys.readouterr().out
     protocol = json.loads((tmp_path / "both.json").read_text())["protocol"]
-    assert protocol["checkpoint"] == "rsicd.safetensors + rsicd-dinov2.safetensors"
+    assert protocol["checkpoint"] == " + ".join(path.name for path in SHIPPED)
 
 
 def test_shipping_halves_a_decoder_and_leaves_out_an_encoder_that_pip_brings(
@@ -251,6 +253,31 @@ def test_shipping_halves_a_decoder_and_leaves_out_an_encoder_that_pip_brings(
     for name, value in before.captioner.state_dict().items():
         expected = value if name.startswith("encoder.") else value.half().to(value.dtype)
         assert (weights[name] == expected).all(), name
+
+
+def test_shipping_with_a_rank_and_training_on_from_what_it_left(
+    run_dir: Path, scenes: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder of which one layer learned in one direction: two factors are all that the file and a next run need."""
+    tuned = load_checkpoint(run_dir / "best.safetensors")
+    weight = [parameter for parameter in tuned.captioner.encoder.parameters() if parameter.ndim > 1][-1]
+    with torch.no_grad():
+        weight.add_(weight.std() * torch.randn(len(weight), 1, 1, 1) * torch.randn(1, *weight.shape[1:]))
+    save_checkpoint(tmp_path / "tuned.safetensors", tuned)
+    small = tmp_path / "small.safetensors"
+    monkeypatch.setattr(sys, "argv", ["ship", "--rank", "-1", str(tmp_path / "tuned.safetensors"), str(small)])
+    with pytest.raises(UserError, match="--rank -1"):
+        ship.main()
+    assert not small.exists()
+    monkeypatch.setattr(sys, "argv", ["ship", "--rank", "2", str(tmp_path / "tuned.safetensors"), str(small)])
+    ship.main()
+    assert [name.rpartition(".")[2] for name in load_file(small) if name.startswith("encoder.")] == ["left", "right"]
+    arguments = [*one_epoch(scenes, tmp_path / "run"), *SMALL, cache, "data.limit=8", f"train.init={small}"]
+    call("train", *arguments, "model.encoder.name=tf_efficientnet_lite0")
+    trained = load_checkpoint(tmp_path / "run" / "best.safetensors").captioner.encoder.state_dict()
+    for name, value in tuned.captioner.encoder.state_dict().items():
+        # what changed is a product of two numbers of 11 bits, and at most twice the largest weight
+        torch.testing.assert_close(trained[name], value, rtol=0, atol=2**-9 * float(value.abs().max()))
 
 
 def test_slips_end_with_one_line_and_exit_code_2(run_dir: Path, tmp_path: Path) -> None:

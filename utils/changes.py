@@ -4,7 +4,6 @@ A tensor that training left as it was is read from pip's package. Of a matrix th
 factors of what it learned, W = W_pip + left right, since few directions have most of it (docs/rsicd.md).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -66,11 +65,3 @@ def restored(begin: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict
 def is_factor(name: str, begin: Iterable[str]) -> bool:
     """Whether a tensor of a file is a factor of one that begins with pip's."""
     return name.removesuffix(LEFT) != name.removesuffix(RIGHT) and name.rpartition(".")[0] in begin
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of tensors as float16, hexadecimal."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.half().contiguous().numpy().tobytes())
-    return sha.hexdigest()

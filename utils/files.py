@@ -31,7 +31,7 @@ def offer_checkpoints(parser: argparse._ActionsContainer) -> None:
         action="append",
         metavar="PATH",
         help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
-        "the two that ship)",
+        "the three that ship)",
     )
 
 

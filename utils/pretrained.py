@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -69,10 +69,10 @@ def fill_encoder(encoder: Encoder, weights: str) -> None:
     _fill(encoder, state, weights)
 
 
-def digest(encoder: Encoder) -> str:
-    """SHA-256 of all weights and buffers, hexadecimal: what features of a frozen encoder depend on."""
-    sha = hashlib.sha256(encoder.name.encode())
-    for key, value in sorted(encoder.state_dict().items()):
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, hexadecimal: of an encoder's, what its features depend on while frozen."""
+    sha = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
         sha.update(key.encode())
         sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
