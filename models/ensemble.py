@@ -23,9 +23,8 @@ class Ensemble(Captioner):
         p(y_t | y_<t, image) = 1/K sum_k p_k(y_t | y_<t, image)
 
     Transformers whose first blocks are the same look through these once. All features are handed on as one tensor
-    [B, 1, sum_k N_k D_k], side by side. Attention is the first one's, and so
-    is `encoder`, which others ask for its grid and its device. An ensemble has no heads; what a member's head tells its
-    own decoder is heard.
+    [B, 1, sum_k N_k D_k], side by side. Attention is the first one's, and so is `encoder`, which others ask for its
+    grid and its device. An ensemble has no heads; what a member's head tells its own decoder is heard.
 
     Args:
         captioners: at least one, over the cells of their encoders' grids.
