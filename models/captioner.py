@@ -15,7 +15,7 @@ from models.heads.parallel import ParallelHead
 from models.pooling import Visual, pool_regions
 from models.regions import Regions
 from models.tokens import END, PAD
-from models.views import mean_over_views
+from models.views import in_views
 
 
 class Output(NamedTuple):
@@ -80,7 +80,7 @@ class Captioner(nn.Module):
             features, kind = content.to(self.decoder.embedding.weight.dtype), content.device.type
             return features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else features
         with torch.set_grad_enabled(self.trainable_encoder and torch.is_grad_enabled()):
-            return self.encoder(content) if views == 1 else mean_over_views(self.encoder, content, views)
+            return in_views(self.encoder, content, views)
 
     @property
     def tellers(self) -> list[LatentHead | ConceptHead]:

@@ -13,7 +13,7 @@ from models.encoder import Encoder
 from models.heads import Shown
 from models.pooling import Visual
 from models.regions import JointRegions, JointState, Regions
-from models.views import mean_over_views
+from models.views import in_views
 from models.vit import DINOV2, Branches, VisionTransformer, alike
 
 
@@ -45,8 +45,7 @@ class Ensemble(Captioner):
         found: dict[int, Tensor] = {}
         with torch.no_grad():
             for encoder, members in self.looks:
-                seen = encoder(content) if views == 1 else mean_over_views(encoder, content, views)
-                found |= zip(members, seen.chunk(len(members), -1), strict=True)
+                found |= zip(members, in_views(encoder, content, views).chunk(len(members), -1), strict=True)
         features = [found[member] for member in range(len(self.members))]
         self.shapes = [part.shape[1:] for part in features]
         return torch.cat([part.flatten(1) for part in features], 1)[:, None]
@@ -62,8 +61,8 @@ class Ensemble(Captioner):
         return outputs[0]._replace(logits=log_mean([output.logits for output in outputs]), heads={})
 
     def _parts(self, visual: Visual) -> list[tuple[Captioner, Visual]]:
-        seen = self.features(visual.content).squeeze(1)
-        parts = seen.split([shape.numel() for shape in self.shapes], 1)
+        features = self.features(visual.content).squeeze(1)
+        parts = features.split([shape.numel() for shape in self.shapes], 1)
         shaped = (Visual(part.unflatten(1, shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return list(zip(self.members, shaped, strict=True))
 

@@ -28,6 +28,11 @@ def turned_back(images: Tensor, view: int) -> Tensor:
     return upright.flip(-1) if flip else upright
 
 
+def in_views(encode: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
+    """Features [B, h * h, D] of images [B, 3, S, S]: of one view as `encode` gives them, else `mean_over_views`."""
+    return encode(images) if views == 1 else mean_over_views(encode, images, views)
+
+
 def mean_over_views(
     encode: Callable[[Tensor], Tensor], images: Tensor, views: int, at_once: int | None = None
 ) -> Tensor:

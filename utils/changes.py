@@ -4,7 +4,7 @@ A tensor that training left as it was is read from pip's package. Of a matrix th
 factors of what it learned, W = W_pip + left right, since few directions have most of it (docs/rsicd.md).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -62,6 +62,6 @@ def restored(begin: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict
     return whole
 
 
-def is_factor(name: str, begin: Iterable[str]) -> bool:
+def is_factor(name: str, begin: Collection[str]) -> bool:
     """Whether a tensor of a file is a factor of one that begins with pip's."""
     return name.removesuffix(LEFT) != name.removesuffix(RIGHT) and name.rpartition(".")[0] in begin

@@ -119,14 +119,18 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_members_order(
             assert [h.tokens for h in alone] == [h.tokens for h in beams]
 
 
+@torch.no_grad()
+def each_sees_its_own(ensemble: Ensemble, members: list[Captioner], images: Visual, views: int) -> None:
+    """What each member's decoder looks at in the ensemble is what it looks at alone."""
+    joint = ensemble.regions(Visual(ensemble.features(images.content, views=views)))
+    assert isinstance(joint, JointRegions)
+    for part, captioner in zip(joint.parts, members, strict=True):
+        features = mean_over_views(captioner.encoder, images.content, views)
+        torch.testing.assert_close(part.keys, captioner.regions(Visual(features)).keys)
+
+
 def test_each_member_sees_in_as_many_views(members: list[Captioner], images: Visual) -> None:
-    ensemble = Ensemble(members).eval()
-    with torch.no_grad():
-        joint = ensemble.regions(Visual(ensemble.features(images.content, views=4)))
-        assert isinstance(joint, JointRegions)
-        for part, captioner in zip(joint.parts, members, strict=True):
-            features = mean_over_views(captioner.encoder, images.content, 4)
-            torch.testing.assert_close(part.keys, captioner.regions(Visual(features)).keys)
+    each_sees_its_own(Ensemble(members).eval(), members, images, 4)
 
 
 def test_twins_look_once_through_what_they_share(images: Visual) -> None:
@@ -140,12 +144,7 @@ def test_twins_look_once_through_what_they_share(images: Visual) -> None:
     second.load_state_dict(first.state_dict() | upper)
     ensemble = Ensemble(each).eval()
     assert [places for _, places in ensemble.looks] == [[0, 2], [1]]
-    with torch.no_grad():
-        joint = ensemble.regions(Visual(ensemble.features(images.content, views=2)))
-        assert isinstance(joint, JointRegions)
-        for part, captioner in zip(joint.parts, each, strict=True):
-            features = mean_over_views(captioner.encoder, images.content, 2)
-            torch.testing.assert_close(part.keys, captioner.regions(Visual(features)).keys)
+    each_sees_its_own(ensemble, each, images, 2)
     with torch.no_grad():
         each[2].encoder.mean.add_(0.1)  # images that are scaled otherwise
     assert [places for _, places in Ensemble(each).looks] == [[0], [1], [2]]
