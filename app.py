@@ -109,7 +109,9 @@ def look(image: Path, paths: tuple[Path, ...]) -> str:
     content = ImageFiles([image], checkpoint.preprocessing)
     visuals = Visuals(content, live_regions(checkpoint.config, content, [image.stem], checkpoint.captioner.encoder))
     visual = visuals.read([0])
-    decoding = checkpoint.config.decoding.model_copy(update={"method": "beam"})
+    decoding = checkpoint.config.decoding
+    if decoding.method != "consensus":
+        decoding = decoding.model_copy(update={"method": "beam"})  # which gives several captions, too
     precision = looking_precision(checkpoint.config.train.precision, best_device())
     captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visual, decoding, precision, seed=0)[0]
     return render(visual.content[0].permute(1, 2, 0).numpy(), captions, visuals.masks(0))

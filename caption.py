@@ -16,7 +16,7 @@ import argparse
 import gc
 from collections.abc import Callable
 
-from utils.files import offer_checkpoints, run_program
+from utils.files import offer_checkpoints, offer_decoding, run_program
 
 PICTURED = 16  # images in --attention
 BEST = 10  # images that --find names
@@ -32,13 +32,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--attention", metavar="F.png", help=f"draw where the decoder looked for each word, of up to {PICTURED} images"
     )
     parser.add_argument("--find", metavar="TEXT", help=f"say how well each image fits a text, and name the best {BEST}")
-    parser.add_argument(
-        "--decoding",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another way to find captions, such as views=1, which is quick; again for more (default: the run's)",
-    )
+    offer_decoding(parser)
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--tile", type=int, metavar="PIXELS", help="cut every INPUT into tiles of this side")
     scenes.add_argument("--overlap", type=int, default=0, metavar="PIXELS", help="that neighbouring tiles share")

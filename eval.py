@@ -11,7 +11,7 @@ A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or
 import argparse
 import gc
 
-from utils.files import git_sha, offer_checkpoints, run_program, versions, write_json
+from utils.files import git_sha, offer_checkpoints, offer_decoding, run_program, versions, write_json
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -25,13 +25,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
     parser.add_argument("--split", default="test", choices=["train", "val", "test", "held-back"])
     parser.add_argument("--beam-size", type=int, help="default: the run's")
-    parser.add_argument(
-        "--decoding",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another way to find captions, such as method=greedy; again for more (default: the run's)",
-    )
+    offer_decoding(parser)
     parser.add_argument("--output", metavar="F.json", help="write scores, captions and protocol there")
     parser.add_argument("--report", metavar="F.html", help="write one page to look at there: scores, images, attention")
     return parser.parse_args(words)

@@ -37,6 +37,7 @@ class CiderReward:
 
     Args:
         references: per image its sentences, each a sequence of words.
+        even: every n-gram counts alike (idf = 1), so that an image's scores do not depend on the other images.
 
     Raises:
         ValueError: there is no image, or an image has no reference.
@@ -51,7 +52,8 @@ class CiderReward:
         [5.0, 0.0, 0.0]
     """
 
-    def __init__(self, references: Mapping[Any, Sequence[Sentence]]):
+    def __init__(self, references: Mapping[Any, Sequence[Sentence]], even: bool = False):
+        self._even = even
         empty = [key for key, sentences in references.items() if not sentences]
         if not references or empty:
             raise ValueError(f"every image needs a reference; none for {empty}" if empty else "no references")
@@ -69,7 +71,7 @@ class CiderReward:
     def _vectorise(self, counts: Counts, size: int, image: np.ndarray) -> _Vectors:
         key = image[counts.sentence] * size + counts.ngram
         frequency = np.bincount(np.unique(key) % max(size, 1), minlength=size)
-        idf = np.log(len(self._image)) - np.log(np.append(frequency, 1))
+        idf = np.ones(size + 1) if self._even else np.log(len(self._image)) - np.log(np.append(frequency, 1))
         weight = counts.times * idf[counts.ngram]
         order = np.argsort(key, kind="stable")
         norm = np.sqrt(np.bincount(counts.sentence, weight**2, minlength=len(image)))

@@ -114,7 +114,7 @@ def _trace(
 @torch.no_grad()
 def greedy(decoder: Decoder, regions: Regions, max_words: int = 30) -> list[Hypothesis]:
     """The most probable word at every step, until the end or `max_words`: one caption an image."""
-    return _roll(decoder, regions, max_words, lambda logits: logits.argmax(-1))
+    return _roll(decoder, regions, max_words, lambda log_p, after, rows: log_p.argmax(-1)[after])
 
 
 @torch.no_grad()
@@ -133,21 +133,72 @@ def sample(
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be positive (greedy is its limit at 0)")
 
-    def draw(logits: Tensor) -> Tensor:
-        # where a number drawn below the whole falls among the probabilities that lie end to end: torch.multinomial
-        # draws one for every word of the vocabulary, which was a third of the time that samples took
-        ends = (logits / temperature).softmax(-1).cumsum(-1)
-        drawn = torch.rand(len(ends), 1, device=ends.device, generator=generator) * ends[:, -1:]
-        return torch.searchsorted(ends, drawn, right=True).squeeze(1).clamp(max=ends.shape[-1] - 1)
+    def draw(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
+        # torch.multinomial draws a number for every word of the vocabulary, which was a third of the time of samples
+        drawn = torch.rand(len(after), device=log_p.device, generator=generator)
+        return _fall(_ends((log_p / temperature).softmax(-1)), after, drawn)
 
     return _roll(decoder, regions, max_words, draw, samples)
 
 
-def _roll(
-    decoder: Decoder, regions: Regions, max_words: int, choose: Callable[[Tensor], Tensor], samples: int = 1
+@torch.no_grad()
+def arithmetic_sample(
+    decoder: Decoder, regions: Regions, max_words: int = 30, samples: int = 64, epsilon: float = 0.01
 ) -> list[Hypothesis]:
+    """`samples` captions an image that share out its probability evenly, those of an image side by side.
+
+    All captions lie end to end in [0, 1), each as long as it is probable; sample i is the one that (i + 1/2) / samples
+    falls into. So every caption comes as often as it should, give or take one, nothing is drawn at random, and what is
+    found for an image does not depend on the others in the batch. Of every word's probabilities those below `epsilon`
+    are left out, but for the largest one: what label smoothing gave to all words.
+
+    Reference:
+        Vilnis et al.: Arithmetic Sampling: Parallel Diverse Decoding for Large Language Models, ICML 2023.
+        Hewitt, Manning, Liang: Truncation Sampling as Language Model Desmoothing, EMNLP 2022 (epsilon).
+    """
+    codes = (torch.arange(samples, device=regions.keys.device, dtype=torch.float64) + 0.5) / samples
+    codes = codes.repeat(len(regions.keys))
+
+    def read(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
+        p = log_p.exp()
+        ends = _ends(torch.where(p < p.amax(-1, keepdim=True).clamp(max=epsilon), 0.0, p))
+        word = _fall(ends, after, codes[rows])
+        high, low = ends[after, word], torch.where(word > 0, ends[after, word - 1], 0.0)
+        codes[rows] = (codes[rows] - low) / (high - low)  # where it falls within the word's own piece
+        return word
+
+    return _roll(decoder, regions, max_words, read, samples)
+
+
+def _ends(p: Tensor) -> Tensor:
+    """Where each probability's piece of [0, 1] ends, all laid end to end: float64 [R, V], the last of each row 1."""
+    ends = p.double().cumsum(-1)
+    return ends / ends[:, -1:]
+
+
+def _fall(ends: Tensor, row: Tensor, numbers: Tensor) -> Tensor:
+    """Into whose piece of a row of `ends` each number in [0, 1) falls."""
+    # one search in all rows, laid end to end in turn; rounding must not lift a number into the next row
+    start = torch.arange(len(ends), device=ends.device)[:, None]
+    found = torch.searchsorted((start + ends).flatten(), row + numbers.double().clamp(0, 1 - 1e-9), right=True)
+    return found - row * ends.shape[1]
+
+
+def _roll(
+    decoder: Decoder,
+    regions: Regions,
+    max_words: int,
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor],
+    samples: int = 1,
+) -> list[Hypothesis]:
+    """Captions word by word, `samples` an image.
+
+    `choose` gets log-probabilities [R, V], of which row each caption that has not left the batch goes on from, and
+    which of all captions these are, and gives a word for each.
+    """
     images, device = regions.keys.shape[0], regions.keys.device
     here = torch.arange(images, device=device)  # the images with a caption that still runs, [b]
+    rows = torch.arange(images * samples, device=device)  # their captions
     running = torch.ones(images, samples, dtype=torch.bool, device=device)
     # states, those of an image side by side: of which image each is; and which each caption goes on from
     state, image_of, follows = decoder.start(regions), here, here.repeat_interleave(samples)
@@ -166,14 +217,14 @@ def _roll(
             (after, said), follows = torch.stack([follows, last]).unique(dim=1, return_inverse=True)
             logits, state, attention = decoder.step(regions, state, said, image_of, after)
             image_of, attention = image_of[after], attention[follows]
-            log_p = _log_probabilities(logits)[follows]
         else:
             logits, state, attention = decoder.step(regions, state, last)
-            log_p = _log_probabilities(logits)
+            follows = torch.arange(len(last), device=device)
+        log_p = _log_probabilities(logits)
         if length == 0:
             log_p[:, END] = -torch.inf
-        last = torch.full_like(last, END) if length == max_words else choose(log_p)
-        gained = log_p.gather(1, last[:, None]).view_as(running)
+        last = torch.full_like(last, END) if length == max_words else choose(log_p, follows, rows)
+        gained = log_p[follows, last].view_as(running)
         total[here] += torch.where(running, gained, 0.0)
         words[length, here] = torch.where(running, last.view_as(running), END)
         attentions[length, here] = attention.view(*running.shape, -1)
@@ -183,9 +234,9 @@ def _roll(
             break
         if sparing and not bool(going.all()):
             here, running, regions = here[going], running[going], regions.select(going.nonzero().flatten())
-            stays, rows = going[image_of], going.repeat_interleave(samples)
+            stays, stay = going[image_of], going.repeat_interleave(samples)
             state, image_of = state.select(stays.nonzero().flatten()), (going.cumsum(0) - 1)[image_of[stays]]
-            follows, last = (stays.cumsum(0) - 1)[follows[rows]], last[rows]
+            follows, last, rows = (stays.cumsum(0) - 1)[follows[stay]], last[stay], rows[stay]
     tokens, looked = words.flatten(1).T.tolist(), attentions.flatten(1, 2).transpose(0, 1).float().cpu()
     lengths = [row.index(END) for row in tokens]
     return [

@@ -25,6 +25,7 @@ from data.errors import UserError
 from tests.programs import ROOT, SMALL, Words, call, lines, one_epoch, start
 from utils import ship
 from utils.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from utils.config import with_decoding
 
 pytestmark = pytest.mark.slow
 
@@ -241,11 +242,12 @@ def test_shipping_halves_a_decoder_and_leaves_out_an_encoder_that_pip_brings(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, half = run_dir / "best.safetensors", tmp_path / "half.safetensors"
-    monkeypatch.setattr(sys, "argv", ["ship", str(best), str(half)])
+    monkeypatch.setattr(sys, "argv", ["ship", "--decoding", "method=consensus", str(best), str(half)])
     ship.main()
     before, after = load_checkpoint(best), load_checkpoint(half)
     assert before.config.data_root is None and before.config.output_dir is None  # nothing of the machine
-    assert after.config == before.config
+    assert before.config.decoding.method != after.config.decoding.method == "consensus"
+    assert after.config == with_decoding(before.config, ["method=consensus"])
     assert after.vocabulary.words == before.vocabulary.words
     decoder = sum(value.nbytes for value in after.captioner.decoder.parameters())
     assert half.stat().st_size < decoder < best.stat().st_size / 10  # half of it, and what is said of it

@@ -181,13 +181,15 @@ class DecodingConfig(Section):
 
     A captioner with a latent code (`head: latent`) makes them, by beam and greedily, with the code that it expects of
     the image; `sample` draws the code and then takes the most probable words, where a captioner without one draws the
-    words. `parallel` says all words at once, by the head of that name.
+    words. `parallel` says all words at once, by the head of that name. `consensus` orders the beam's captions by how
+    much of each `voters` samples say, too (`utils.inference.by_consensus`).
     """
 
-    method: Literal["beam", "greedy", "sample", "parallel"] = "beam"
+    method: Literal["beam", "greedy", "sample", "parallel", "consensus"] = "beam"
     beam_size: UpTo1000 = 5
     max_words: UpTo1000 = 30
     length_penalty: UpTo100 = 1.0  # of the beam: the power of the length that log p is divided by
+    voters: UpTo1000 = 64  # of consensus: samples an image
     temperature: Positive = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
     samples: UpTo1000 = 1  # captions of an image that sampling draws, shown best first
     views: Literal[1, 2, 4, 8] = 1  # test-time augmentation: the mean over two or all four turns, or flips, too

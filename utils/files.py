@@ -35,6 +35,17 @@ def offer_checkpoints(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def offer_decoding(parser: argparse.ArgumentParser) -> None:
+    """`--decoding`, given as often as one likes, for `utils.config.with_decoding`."""
+    parser.add_argument(
+        "--decoding",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another way to find captions, such as method=greedy or views=1; again for more (default: the run's)",
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, indented, non-ASCII kept."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -9,8 +9,9 @@ import torch
 from data.errors import UserError
 from data.loading import Readable, in_order, visual_loader
 from data.vocabulary import Vocabulary
+from metrics.cider_reward import CiderReward
 from models.captioner import Captioner
-from models.decoding import Hypothesis, beam_search, greedy, sample
+from models.decoding import Hypothesis, arithmetic_sample, beam_search, greedy, sample
 from models.pooling import Visual, together
 from models.runtime import translated
 from utils.config import DecodingConfig
@@ -99,11 +100,14 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
     """The hypotheses for each image of a batch, `seen` as features, by the configured method; `seed` as above."""
     decoder, most = captioner.decoder, decoding.max_words
     match decoding.method:
-        case "beam":
-            beams = beam_search(decoder, captioner.regions(seen), decoding.beam_size, most, decoding.length_penalty)
+        case "beam" | "consensus":
+            regions = captioner.regions(seen)
+            beams = beam_search(decoder, regions, decoding.beam_size, most, decoding.length_penalty)
             if not all(beams):
                 raise UserError("no caption has a probability (NaN or overflow); train it with train.precision=fp32")
-            return beams
+            if decoding.method == "beam":
+                return beams
+            return by_consensus(beams, arithmetic_sample(decoder, regions, most, decoding.voters))
         case "greedy":
             found = greedy(decoder, captioner.regions(seen), most)
         case "parallel":
@@ -123,3 +127,23 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
             groups = (found[i : i + decoding.samples] for i in range(0, len(found), decoding.samples))
             return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in groups]
     return [[hypothesis] for hypothesis in found]
+
+
+def by_consensus(beams: Sequence[list[Hypothesis]], voters: Sequence[Hypothesis]) -> list[list[Hypothesis]]:
+    """Each image's captions, that most like what else the captioner would say of it first.
+
+        caption = argmax_c  E_(y ~ p(. | image)) CIDEr-D(c, y)        over the beam's c
+
+    which is the caption of least Bayes risk, where people's captions are as likely as p has it. The mean over `voters`,
+    as many of each image side by side, stands for the expectation; every n-gram counts alike, so that no other image
+    is asked.
+
+    Reference:
+        Kumar, Byrne: Minimum Bayes-Risk Decoding for Statistical Machine Translation, NAACL 2004.
+    """
+    each = len(voters) // len(beams)
+    said = {i: [voter.tokens for voter in voters[i * each : (i + 1) * each]] for i in range(len(beams))}
+    pairs = [(i, beam) for i, image in enumerate(beams) for beam in image]
+    votes = iter(CiderReward(said, even=True)([beam.tokens for _, beam in pairs], [i for i, _ in pairs]).tolist())
+    voted = [[(next(votes), beam) for beam in image] for image in beams]
+    return [[beam for _, beam in sorted(image, key=lambda pair: -pair[0])] for image in voted]

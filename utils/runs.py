@@ -266,7 +266,8 @@ def show_result(
         tracker.table(step, ("filename", "image", "caption", "reference", "attention"), cells)
 
     scores = best.about["val"]
-    way = config.decoding.method + (f" {config.decoding.beam_size}" if config.decoding.method == "beam" else "")
+    method, beam_size = config.decoding.method, config.decoding.beam_size
+    way = f"{method} {beam_size}" if method in ("beam", "consensus") else method
     title = f"{dataset.spec.name} val (shares x 100), epoch {best.about['epoch']}, {way}"
     table = Table("", Column("score", justify="right"), title=title)
     for name, value in scores.items():

@@ -54,6 +54,23 @@ def test_equals_the_naive_formula(corpus: list, data: st.DataObject) -> None:
     assert scores.dtype == np.float64 and scores.shape == (len(images),)
 
 
+@settings(max_examples=100, deadline=None)
+@given(corpora, st.data())
+def test_evenly_weighed_it_is_the_cosine_of_counts(corpus: list, data: st.DataObject) -> None:
+    image = data.draw(st.integers(0, len(corpus) - 1))
+    hypothesis = data.draw(st.lists(st.integers(0, 6), max_size=8))
+    total = 0.0
+    for reference in corpus[image]:
+        penalty = math.exp(-((max(len(hypothesis) - 1, 0) - max(len(reference) - 1, 0)) ** 2) / 72)
+        for n in range(1, 5):
+            g, r = grams(hypothesis, n), grams(reference, n)
+            if g and r:
+                clipped = sum(min(g[gram], r[gram]) * r[gram] for gram in g)
+                total += penalty * clipped / math.hypot(*g.values()) / math.hypot(*r.values())
+    score = CiderReward(dict(enumerate(corpus)), even=True)([hypothesis], [image])
+    np.testing.assert_allclose(score, 10 / 4 * total / len(corpus[image]), atol=1e-12)
+
+
 def test_words_and_token_ids_are_the_same_to_it() -> None:
     words = {"x": [["a", "red", "roof"], ["a", "roof"]], "y": [["a", "river"]]}
     numbers = {word: i for i, word in enumerate(["a", "red", "roof", "river", "green"])}

@@ -5,7 +5,7 @@ import torch
 
 from models import decoder, decoding
 from models.decoder import Decoder
-from models.decoding import beam_search, greedy, sample
+from models.decoding import arithmetic_sample, beam_search, greedy, sample
 from models.regions import Regions
 from models.tokens import END, PAD, START, UNK
 
@@ -147,6 +147,50 @@ def test_samples_of_an_image_stand_side_by_side_and_images_end_one_by_one() -> N
         total, attention = log_p(model, regions.select(torch.tensor([i // 3])), h.tokens)
         assert h.score == pytest.approx(total / (len(h.tokens) + 1), abs=1e-5)
         torch.testing.assert_close(h.attention, attention)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_arithmetic_samples_are_every_nth_of_all_captions_laid_end_to_end(model: Decoder, epsilon: float) -> None:
+    regions, longest, samples = regions_of(model, 3), 2, 40
+    found = arithmetic_sample(model, regions, longest, samples, epsilon)
+    assert len(found) == 3 * samples
+    for image in range(3):
+        pieces = lay_out(model, regions.select(torch.tensor([image])), [], longest, epsilon)
+        ends = torch.tensor([length for _, length in pieces], dtype=torch.float64).cumsum(0)
+        assert float(ends[-1]) == pytest.approx(1)
+        expected = [pieces[int((ends < (i + 0.5) / samples).sum())][0] for i in range(samples)]
+        drawn = found[image * samples : (image + 1) * samples]
+        assert [h.tokens for h in drawn] == expected
+        for h in drawn:
+            total, attention = log_p(model, regions.select(torch.tensor([image])), h.tokens)
+            assert h.score == pytest.approx(total / (len(h.tokens) + 1), abs=1e-5)
+            torch.testing.assert_close(h.attention, attention)
+
+
+@torch.no_grad()
+def lay_out(
+    model: Decoder, own: Regions, said: list[int], longest: int, epsilon: float
+) -> list[tuple[list[int], float]]:
+    """All captions that go on from `said`, by their words' numbers, and how long a piece each has."""
+    if len(said) == longest:
+        return [(said, 1.0)]
+    p = model(own, torch.tensor([[START, *said]]))[0][0, -1].softmax(-1)
+    p = {word: float(p[word]) for word in ([END] if said else []) + WORDS}
+    p = {word: value for word, value in p.items() if value >= epsilon or value == max(p.values())}
+    pieces = []
+    for word, value in sorted(p.items()):
+        further = [(said, 1.0)] if word == END else lay_out(model, own, [*said, word], longest, epsilon)
+        pieces += [(caption, value / sum(p.values()) * length) for caption, length in further]
+    return pieces
+
+
+@pytest.mark.usefixtures("either")
+def test_arithmetic_samples_of_the_likeliest_word_alone_are_greedy(model: Decoder) -> None:
+    regions = regions_of(model, 9)
+    found = arithmetic_sample(model, regions, 10, 5, epsilon=1.0)
+    expected = greedy(model, regions, 10)
+    assert [h.tokens for h in found] == [h.tokens for h in expected for _ in range(5)]
 
 
 def test_arguments_are_checked(model: Decoder) -> None:

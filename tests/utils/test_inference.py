@@ -19,7 +19,7 @@ from models.regions import Regions
 from models.runtime import open_session
 from utils import inference
 from utils.config import DecodingConfig
-from utils.inference import Caption, caption_rows, look
+from utils.inference import Caption, by_consensus, caption_rows, look
 
 VOCABULARY = Vocabulary([*SPECIALS, "a", "red", "blue", "plane", "boat"])
 
@@ -44,7 +44,7 @@ def captions(captioner: Captioner, rows: list[int], size: int = 4, **decoding: o
     return list(caption_rows(captioner, VOCABULARY, Features(), rows, config, "fp32", batch_size=size))
 
 
-@pytest.mark.parametrize(("method", "count"), [("beam", 3), ("greedy", 1), ("sample", 1)])
+@pytest.mark.parametrize(("method", "count"), [("beam", 3), ("greedy", 1), ("sample", 1), ("consensus", 3)])
 def test_every_method_captions_every_row_in_order(captioner: Captioner, method: str, count: int) -> None:
     rows = [5, 0, 3, 9, 1, 2, 7]
     found = captions(captioner, rows, method=method, beam_size=3)
@@ -58,6 +58,30 @@ def test_every_method_captions_every_row_in_order(captioner: Captioner, method: 
     if method != "sample":  # what is drawn depends on the batch, what is searched does not
         for row, beams in zip(rows, found, strict=True):
             assert captions(captioner, [row], 1, method=method, beam_size=3)[0][0].words == beams[0].words
+
+
+def test_consensus_says_first_what_most_voters_say_too() -> None:
+    def said(*tokens: int) -> Hypothesis:
+        return Hypothesis(list(tokens), -float(len(tokens)), torch.zeros(len(tokens), 1))
+
+    first = [said(4, 5), said(4, 6, 7), said(8)], [said(4, 6, 7), said(4, 6, 5), said(8, 8), said(4, 6), said(5, 4)]
+    second = [said(8), said(4, 6, 7)], [*[said(8)] * 4, said(4, 6, 7)]
+    found = by_consensus([first[0], second[0]], [*first[1], *second[1]])
+    assert [h.tokens for h in found[0]] == [[4, 6, 7], [4, 5], [8]]
+    assert [h.tokens for h in found[1]] == [[8], [4, 6, 7]]
+    alone = by_consensus([second[0]], second[1])
+    assert [h.tokens for h in alone[0]] == [h.tokens for h in found[1]]
+
+
+def test_consensus_is_the_beam_in_another_order(captioner: Captioner) -> None:
+    rows = list(range(12))
+    unsure = copy.deepcopy(captioner)
+    unsure.decoder.embedding.weight.data.div_(4)
+    beams = captions(unsure, rows, method="beam", beam_size=4)
+    voted = captions(unsure, rows, method="consensus", beam_size=4)
+    ordered = [sorted((c.text, c.score) for c in image) for image in beams]
+    assert ordered == [sorted((c.text, c.score) for c in image) for image in voted]
+    assert [image[0].text for image in beams] != [image[0].text for image in voted]
 
 
 @pytest.mark.parametrize("method", ["beam", "sample"])
