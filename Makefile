@@ -30,20 +30,16 @@ fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz --cases 10000
 
 TRAIN = $(VENV)/bin/python train.py --data-root $(DATA) --resume
-SHIP = $(VENV)/bin/python -m utils.ship
+SHIP = $(VENV)/bin/python -m utils.ship --decoding method=consensus --decoding beam_size=10 --decoding views=8
 rsicd: setup
-	for step in encoder captions rewards; do \
+	for step in encoder captions; do \
 		$(TRAIN) --config configs/rsicd/$$step.yaml --output-dir runs/rsicd/$$step || exit; \
 	done
-	$(SHIP) runs/rsicd/rewards/best.safetensors runs/rsicd/rsicd.safetensors
+	$(SHIP) runs/rsicd/captions/best.safetensors runs/rsicd/rsicd.safetensors
 	for seed in 0 1; do \
-		tuned=runs/rsicd/dinov2-$$seed rewarded=runs/rsicd/dinov2-rewards-$$seed; \
-		$(TRAIN) --config configs/rsicd/dinov2.yaml --output-dir $$tuned --seed $$seed && \
-		{ [ $$tuned/rank96.safetensors -nt $$tuned/best.safetensors ] || \
-			$(SHIP) --rank 96 $$tuned/best.safetensors $$tuned/rank96.safetensors; } && \
-		$(TRAIN) --config configs/rsicd/dinov2-rewards.yaml --output-dir $$rewarded --seed $$seed \
-			train.init=$$tuned/rank96.safetensors && \
-		$(SHIP) --rank 96 $$rewarded/best.safetensors runs/rsicd/rsicd-dinov2-$$seed.safetensors || exit; \
+		$(TRAIN) --config configs/rsicd/dinov2.yaml --output-dir runs/rsicd/dinov2-$$seed --seed $$seed && \
+		$(SHIP) --rank 96 runs/rsicd/dinov2-$$seed/best.safetensors runs/rsicd/rsicd-dinov2-$$seed.safetensors \
+			|| exit; \
 	done
 
 lint: setup

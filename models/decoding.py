@@ -136,7 +136,7 @@ def sample(
     def draw(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
         # torch.multinomial draws a number for every word of the vocabulary, which was a third of the time of samples
         drawn = torch.rand(len(after), device=log_p.device, generator=generator)
-        return _fall(_ends((log_p / temperature).softmax(-1)), after, drawn)
+        return _fall((log_p / temperature).softmax(-1).cumsum(-1, dtype=torch.float64), after, drawn)
 
     return _roll(decoder, regions, max_words, draw, samples)
 
@@ -160,28 +160,26 @@ def arithmetic_sample(
     codes = codes.repeat(len(regions.keys))
 
     def read(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
-        p = log_p.exp()
-        ends = _ends(torch.where(p < p.amax(-1, keepdim=True).clamp(max=epsilon), 0.0, p))
+        p = log_p.softmax(-1)  # one again where the end may not come yet
+        p = torch.where(p < p.amax(-1, keepdim=True).clamp(max=epsilon), 0.0, p)
+        ends = p.cumsum(-1, dtype=torch.float64)
         word = _fall(ends, after, codes[rows])
         high, low = ends[after, word], torch.where(word > 0, ends[after, word - 1], 0.0)
-        codes[rows] = (codes[rows] - low) / (high - low)  # where it falls within the word's own piece
+        codes[rows] = (codes[rows] * ends[after, -1] - low) / (high - low)  # where it falls within the word's own piece
         return word
 
     return _roll(decoder, regions, max_words, read, samples)
 
 
-def _ends(p: Tensor) -> Tensor:
-    """Where each probability's piece of [0, 1] ends, all laid end to end: float64 [R, V], the last of each row 1."""
-    ends = p.double().cumsum(-1)
-    return ends / ends[:, -1:]
-
-
 def _fall(ends: Tensor, row: Tensor, numbers: Tensor) -> Tensor:
-    """Into whose piece of a row of `ends` each number in [0, 1) falls."""
-    # one search in all rows, laid end to end in turn; rounding must not lift a number into the next row
-    start = torch.arange(len(ends), device=ends.device)[:, None]
-    found = torch.searchsorted((start + ends).flatten(), row + numbers.double().clamp(0, 1 - 1e-9), right=True)
-    return found - row * ends.shape[1]
+    """Whose piece of its row each number in [0, 1) falls into, a share of the whole.
+
+    `ends` float64 [R, V] is where the pieces of a row end, laid end to end.
+    """
+    # one search in all rows, each begun two after the one before it; rounding must not lift a number to the next one's
+    start = 2.0 * torch.arange(len(ends), device=ends.device, dtype=torch.float64)
+    at = start[row] + numbers.double().clamp(0, 1 - 1e-9) * ends[row, -1]
+    return torch.searchsorted((start[:, None] + ends).flatten(), at, right=True) - row * ends.shape[1]
 
 
 def _roll(

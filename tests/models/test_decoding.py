@@ -177,6 +177,7 @@ def lay_out(
         return [(said, 1.0)]
     p = model(own, torch.tensor([[START, *said]]))[0][0, -1].softmax(-1)
     p = {word: float(p[word]) for word in ([END] if said else []) + WORDS}
+    p = {word: value / sum(p.values()) for word, value in p.items()}
     p = {word: value for word, value in p.items() if value >= epsilon or value == max(p.values())}
     pieces = []
     for word, value in sorted(p.items()):
