@@ -52,6 +52,7 @@ WAITING = 16  # people in the queue; one is served at a time
 EXAMPLES = ("airport", "bridge", "port", "stadium", "storagetanks")
 SHOWN = 448  # pixels of the picture on the page
 SCORE = "exp(score): with length penalty 1 the geometric mean of the words' probabilities"
+LISTED = 5  # captions
 FAINT = 1.25  # times an even look: what a word looks at less than that stays pale
 
 STYLE = """
@@ -113,7 +114,8 @@ def look(image: Path, paths: tuple[Path, ...]) -> str:
     if decoding.method != "consensus":
         decoding = decoding.model_copy(update={"method": "beam"})  # which gives several captions, too
     precision = looking_precision(checkpoint.config.train.precision, best_device())
-    captions = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visual, decoding, precision, seed=0)[0]
+    found = caption_batch(checkpoint.captioner, checkpoint.vocabulary, visual, decoding, precision, seed=0)
+    captions = found[0][:LISTED]
     return render(visual.content[0].permute(1, 2, 0).numpy(), captions, visuals.masks(0))
 
 
