@@ -108,9 +108,11 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
                 raise UserError("no caption has a probability (NaN or overflow); train it with train.precision=fp32")
             if decoding.method == "beam":
                 return beams
-            some = torch.arange(len(beams), device=seen.content.device).split(max(1, SAMPLED // decoding.voters))
-            parts = (arithmetic_sample(decoder, regions.select(part), most, decoding.voters) for part in some)
-            return by_consensus(beams, [voter for part in parts for voter in part])
+            voted = []
+            for part in torch.arange(len(beams), device=seen.content.device).split(max(1, SAMPLED // decoding.voters)):
+                voters = arithmetic_sample(decoder, regions.select(part), most, decoding.voters)
+                voted += by_consensus([beams[i] for i in part.tolist()], voters)
+            return voted
         case "greedy":
             found = greedy(decoder, captioner.regions(seen), most)
         case "parallel":
