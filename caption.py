@@ -7,7 +7,8 @@ F.partial: a run that was cut off goes on from there when the same command is gi
 A scene (a GeoTIFF of any size) is cut into tiles where --tile says so, or where --output is .geojson (in WGS84) or
 .parquet (GeoParquet, in the scene's coordinates). Tiles without data are left out.
 
-Under `torchrun` or `accelerate launch` every process captions its share, and the first puts them together.
+Under `torchrun` or `accelerate launch` every process captions its share, and the first puts them together; --attention
+draws of its own.
 
 Exit code: 0 where there are captions, even if some images were left out; 2 where there are none.
 """
@@ -107,6 +108,8 @@ def main(arguments: argparse.Namespace) -> None:
     for path in filter(None, (picture, plan)):  # --output has no image's suffix, and may be there already
         if path.exists() and any(path.samefile(file) for file in files):
             raise UserError(f"{path}: is one of the images; name another file to write")
+    if picture and picture == plan:
+        raise UserError(f"--attention {picture}: --map has the same name; give them two")
     for path in filter(None, (output, picture, plan)):
         check_writable(path)
     sources = [Path(path) for path in arguments.checkpoint or SHIPPED]
@@ -182,6 +185,8 @@ def main(arguments: argparse.Namespace) -> None:
             draw_map(plan, scene, tiling, [r for r in journal.rows(files) if "caption" in r])
         if picture and panels:
             attention_figure(picture, panels)
+        elif picture:
+            print(f"--attention {picture}: not drawn, since this process captioned no image itself", file=sys.stderr)
         journal.remove()
         if output or broken:
             left_out = f", {len(broken)} left out" if broken else ""

@@ -135,7 +135,7 @@ def sample(
 
     def draw(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
         # torch.multinomial draws a number for every word of the vocabulary, which was a third of the time of samples
-        drawn = torch.rand(len(after), device=log_p.device, generator=generator)
+        drawn = torch.rand(len(rows), device=regions.keys.device, generator=generator).to(log_p.device)
         return _fall((log_p / temperature).softmax(-1).cumsum(-1, dtype=torch.float64), after, drawn)
 
     return _roll(decoder, regions, max_words, draw, samples)
@@ -152,11 +152,16 @@ def arithmetic_sample(
     found for an image does not depend on the others in the batch. Of every word's probabilities those below `epsilon`
     are left out, but for the largest one: what label smoothing gave to all words.
 
+    Args:
+        regions: of B images, as `Decoder.prepare` gives them. samples: at least 1. epsilon: 0 to 1, which is greedy.
+
     Reference:
         Vilnis et al.: Arithmetic Sampling: Parallel Diverse Decoding for Large Language Models, ICML 2023.
         Hewitt, Manning, Liang: Truncation Sampling as Language Model Desmoothing, EMNLP 2022 (epsilon).
     """
-    codes = (torch.arange(samples, device=regions.keys.device, dtype=torch.float64) + 0.5) / samples
+    if samples < 1 or not 0 <= epsilon <= 1:
+        raise ValueError(f"samples {samples} must be at least 1 and epsilon {epsilon} from 0 to 1")
+    codes = (torch.arange(samples, device=_exact(regions.keys.device), dtype=torch.float64) + 0.5) / samples
     codes = codes.repeat(len(regions.keys))
 
     def read(log_p: Tensor, after: Tensor, rows: Tensor) -> Tensor:
@@ -179,7 +184,13 @@ def _fall(ends: Tensor, row: Tensor, numbers: Tensor) -> Tensor:
     # one search in all rows, each begun two after the one before it; rounding must not lift a number to the next one's
     start = 2.0 * torch.arange(len(ends), device=ends.device, dtype=torch.float64)
     at = start[row] + numbers.double().clamp(0, 1 - 1e-9) * ends[row, -1]
-    return torch.searchsorted((start[:, None] + ends).flatten(), at, right=True) - row * ends.shape[1]
+    found = torch.searchsorted((start[:, None] + ends).flatten(), at, right=True) - row * ends.shape[1]
+    return found.clamp(0, ends.shape[1] - 1)  # where the pieces are NaN it is anywhere
+
+
+def _exact(device: torch.device) -> torch.device:
+    """Where numbers of a device are searched in float64, which Apple's GPUs do not have."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _roll(
@@ -192,9 +203,10 @@ def _roll(
     """Captions word by word, `samples` an image.
 
     `choose` gets log-probabilities [R, V], of which row each caption that has not left the batch goes on from, and
-    which of all captions these are, and gives a word for each.
+    which of all captions these are, where they are exact, and gives a word for each.
     """
     images, device = regions.keys.shape[0], regions.keys.device
+    exact = _exact(device)
     here = torch.arange(images, device=device)  # the images with a caption that still runs, [b]
     rows = torch.arange(images * samples, device=device)  # their captions
     running = torch.ones(images, samples, dtype=torch.bool, device=device)
@@ -211,8 +223,10 @@ def _roll(
 
     for length in range(max_words + 1):
         if sparing:
-            # samples of an image that have said the same so far are one
-            (after, said), follows = torch.stack([follows, last]).unique(dim=1, return_inverse=True)
+            # samples of an image that have said the same so far are one; each pair as one number, since torch sorts
+            # numbers ten times as fast as pairs
+            distinct, follows = (follows << 32 | last).unique(return_inverse=True)
+            after, said = distinct >> 32, distinct & 0xFFFFFFFF
             logits, state, attention = decoder.step(regions, state, said, image_of, after)
             image_of, attention = image_of[after], attention[follows]
         else:
@@ -221,7 +235,10 @@ def _roll(
         log_p = _log_probabilities(logits)
         if length == 0:
             log_p[:, END] = -torch.inf
-        last = torch.full_like(last, END) if length == max_words else choose(log_p, follows, rows)
+        if length == max_words:
+            last = torch.full_like(last, END)
+        else:
+            last = choose(log_p.to(exact), follows.to(exact), rows.to(exact)).to(device)
         gained = log_p[follows, last].view_as(running)
         total[here] += torch.where(running, gained, 0.0)
         words[length, here] = torch.where(running, last.view_as(running), END)

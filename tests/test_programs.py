@@ -232,6 +232,8 @@ def test_the_checkpoints_that_ship_are_the_default(
     for path in SHIPPED:
         config = load_checkpoint(path).config
         assert config.data_root is None and config.output_dir is None  # nothing of the machine that trained it
+        found = config.decoding
+        assert (found.method, found.beam_size, found.views) == ("consensus", 10, 8)  # as the documents have it
     call("eval", "--data-root", scenes, "--split", "val", "--output", tmp_path / "both.json")
     assert "CIDEr" in capsys.readouterr().out
     protocol = json.loads((tmp_path / "both.json").read_text())["protocol"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,8 @@ def test_given_masks_go_with_images_that_are_turned(scenes: Path, cache: str, tm
     assert 0 < lines(tmp_path / "run")[-1]["val/pointing"] <= 1
     with pytest.raises(UserError, match=r"regions\.masks=PATH"):
         call("train", *arguments, *encoder, *SMALL, cache, "regions.kind=masks")
+    photo = next((scenes / "RSICD_images").iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    twin = shutil.copy(photo, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"more than one image is called {photo.stem}; they would have the same masks"):
+        call("caption", "--checkpoint", tmp_path / "run" / "best.safetensors", photo, twin)

@@ -30,7 +30,8 @@ def changes(encoder: Encoder, rank: int = 0) -> Changes:
 
     A matrix [O, I], or a convolution [O, I, h, w] as [O, I h w], has factors of that rank where these are smaller than
     it is: the truncated singular value decomposition of the difference, which is the nearest of that rank by squared
-    error (Eckart & Young 1936). Nothing stays out where pip brings no weights of this encoder, or no parameter would.
+    error (Eckart & Young 1936). Nothing stays out where pip brings no weights of this encoder, or no parameter would; a
+    matrix that is nearer to 0 than to pip's did not begin with that, and has no factors.
     """
     try:
         theirs = load_encoder(encoder.name, "pip").state_dict()
@@ -40,7 +41,7 @@ def changes(encoder: Encoder, rank: int = 0) -> Changes:
     for name, ours in encoder.state_dict().items():
         if torch.equal(ours.half(), theirs[name].half()):
             begin[PREFIX + name] = theirs[name]
-        elif rank and ours.ndim > 1 and rank * sum(ours.flatten(1).shape) < ours.numel():
+        elif rank and _began(ours, theirs[name]) and rank * sum(ours.flatten(1).shape) < ours.numel():
             begin[PREFIX + name] = theirs[name]
             left, scale, right = torch.linalg.svd((ours - theirs[name]).flatten(1), full_matrices=False)
             root = scale[:rank].sqrt()  # shared out, so that neither factor leaves what float16 holds
@@ -48,6 +49,10 @@ def changes(encoder: Encoder, rank: int = 0) -> Changes:
             factors[PREFIX + name + RIGHT] = (root[:, None] * right[:rank]).contiguous()
     parameters = {PREFIX + name for name, _ in encoder.named_parameters()}
     return Changes(begin, factors) if parameters & begin.keys() else Changes()
+
+
+def _began(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.ndim > 1 and bool((ours - theirs).norm() < ours.norm())
 
 
 def restored(begin: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -143,9 +143,10 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that `save_checkpoint` wrote; the captioner is in evaluation mode, on the CPU.
 
-    A stranger's file costs no more memory than it has bytes, and no path that it names is followed here. One stays in
-    `config`: with `regions.kind=masks` a program that captions opens the `regions.masks` that the file names. Raises
-    `UserError` naming the file where it is no such checkpoint or its parts do not fit each other.
+    A stranger's file costs no more memory than a few times its bytes and what pip brings, and no path that it names is
+    followed here. One stays in `config`: with `regions.kind=masks` a program that captions opens the `regions.masks`
+    that the file names. Raises `UserError` naming the file where it is no such checkpoint or its parts do not fit each
+    other.
     """
     tensors, metadata = _read(path)
     try:
@@ -205,8 +206,8 @@ def _from_pip(path: Path, captioner: Captioner, brought: set[str], sha256: str) 
 def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     """One checkpoint, or several whose captioners speak as one (`Ensemble`), with the first one's configuration.
 
-    Raises `UserError` where they do not know the same words, do not see the same images, or look at regions that are no
-    cells.
+    They speak in float32 where any of them was trained in it (`looking_precision`). Raises `UserError` where they do
+    not know the same words, do not see the same images, or look at regions that are no cells.
     """
     checkpoints = [load_checkpoint(path) for path in paths]
     first = checkpoints[0]
@@ -220,7 +221,10 @@ def load_checkpoints(paths: Sequence[Path]) -> Checkpoint:
         ):
             if not same:
                 raise UserError(f"{path}: learned from {what}; it cannot speak as one with others")
-    return replace(first, captioner=Ensemble([c.captioner for c in checkpoints]).eval())
+    config = first.config
+    if any(other.config.train.precision == "fp32" for other in checkpoints):
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
+    return replace(first, captioner=Ensemble([c.captioner for c in checkpoints]).eval(), config=config)
 
 
 class _Unfilled(TorchFunctionMode):

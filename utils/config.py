@@ -179,10 +179,10 @@ class TrainConfig(Section):
 class DecodingConfig(Section):
     """How captions are found.
 
-    A captioner with a latent code (`head: latent`) makes them, by beam and greedily, with the code that it expects of
-    the image; `sample` draws the code and then takes the most probable words, where a captioner without one draws the
-    words. `parallel` says all words at once, by the head of that name. `consensus` orders the beam's captions by how
-    much of each `voters` samples say, too (`utils.inference.by_consensus`).
+    A captioner with a latent code (`head: latent`) makes them, by beam, consensus and greedily, with the code that it
+    expects of the image; `sample` draws the code and then takes the most probable words, where a captioner without one
+    draws the words. `parallel` says all words at once, by the head of that name. `consensus` orders the beam's captions
+    by how much of each `voters` samples say, too (`utils.inference.by_consensus`).
     """
 
     method: Literal["beam", "greedy", "sample", "parallel", "consensus"] = "beam"

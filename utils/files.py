@@ -21,6 +21,7 @@ from data.files import write_whole
 from utils.signals import Stopped, stop_at_once
 
 T = TypeVar("T")
+DECODED = "decoding.samples, .voters, .beam_size or .max_words"
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "pillow", "numpy", "pycocoevalcap")
 
 
@@ -31,7 +32,7 @@ def offer_checkpoints(parser: argparse._ActionsContainer) -> None:
         action="append",
         metavar="PATH",
         help="best.safetensors of a run; again for more, which speak as one, with the options of the first (default: "
-        "the three that ship)",
+        "those that ship)",
     )
 
 
@@ -118,9 +119,9 @@ def _refused(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; make room, then go on with the same command"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return "out of GPU memory; lower train.batch_size, model.encoder.batch_size or data.size"
+        return f"out of GPU memory; lower train.batch_size, model.encoder.batch_size, data.size or {DECODED}"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
-        return "out of memory; lower train.batch_size, model.encoder.batch_size, data.workers or data.size"
+        return f"out of memory; lower train.batch_size, model.encoder.batch_size, data.workers, data.size or {DECODED}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}; check the path, and who may read and write there"
     return None

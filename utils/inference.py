@@ -1,5 +1,6 @@
 """Captions for images with a trained captioner: one path for validation, eval.py and caption.py."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ def caption_rows(
 ) -> Iterator[list[Caption]]:
     """For each of `rows`, in order, its captions, best first, under a progress bar named `what`.
 
-    A beam gives `beam_size` captions an image, sampling `samples`, anything else one.
+    A beam gives up to `beam_size` captions an image, by consensus in the order of its votes, sampling `samples`,
+    anything else one.
     """
     size = min(batch_size, LOOKED_AT)
     keys = in_order(rows, size)
@@ -100,12 +102,12 @@ def caption_batch(
 def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: int) -> list[list[Hypothesis]]:
     """The hypotheses for each image of a batch, `seen` as features, by the configured method; `seed` as above."""
     decoder, most = captioner.decoder, decoding.max_words
+    each = 1  # captions of an image in `found`
     match decoding.method:
         case "beam" | "consensus":
             regions = captioner.regions(seen)
             beams = beam_search(decoder, regions, decoding.beam_size, most, decoding.length_penalty)
-            if not all(beams):
-                raise UserError("no caption has a probability (NaN or overflow); train it with train.precision=fp32")
+            _need(all(beams))
             if decoding.method == "beam":
                 return beams
             voted = []
@@ -120,18 +122,22 @@ def decode(captioner: Captioner, seen: Visual, decoding: DecodingConfig, seed: i
                 raise UserError("decoding.method=parallel wants a captioner with a loss of head: parallel")
             found = captioner.speaker.say(seen.content)
         case "sample":
-            generator = torch.Generator(seen.content.device).manual_seed(seed)
+            generator, each = torch.Generator(seen.content.device).manual_seed(seed), decoding.samples
             if captioner.draws_codes:
                 found = []
-                for some in seen.split(max(1, CAPTIONED // decoding.samples)):  # copies take as much memory as images
-                    copies = some.repeated(decoding.samples)
+                for some in seen.split(max(1, CAPTIONED // each)):  # copies take as much memory as images
+                    copies = some.repeated(each)
                     found += greedy(decoder, captioner.regions(copies, decoding.temperature, generator), most)
             else:
-                regions = captioner.regions(seen)
-                found = sample(decoder, regions, most, decoding.temperature, generator, decoding.samples)
-            groups = (found[i : i + decoding.samples] for i in range(0, len(found), decoding.samples))
-            return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in groups]
-    return [[hypothesis] for hypothesis in found]
+                found = sample(decoder, captioner.regions(seen), most, decoding.temperature, generator, each)
+    _need(not any(math.isnan(hypothesis.score) for hypothesis in found))
+    groups = (found[i : i + each] for i in range(0, len(found), each))
+    return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in groups]
+
+
+def _need(sound: bool) -> None:
+    if not sound:
+        raise UserError("no caption has a probability (NaN or overflow); train it with train.precision=fp32")
 
 
 def by_consensus(beams: Sequence[list[Hypothesis]], voters: Sequence[Hypothesis]) -> list[list[Hypothesis]]:

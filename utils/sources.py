@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -201,6 +202,8 @@ def stored_regions(
 def live_regions(config: Config, content: Readable[Tensor], names: Sequence[str], encoder: Encoder) -> Regions | None:
     """The configured regions of images that are looked at once; `names` are their files', without suffixes."""
     finder = region_finder(config, encoder)
+    if config.regions.kind == "masks" and (twice := [name for name, times in Counter(names).items() if times > 1]):
+        raise UserError(f"regions.kind=masks: more than one image is called {twice[0]}; they would have the same masks")
     return None if finder is None else FoundRegions(content, names, finder)
 
 

@@ -200,3 +200,6 @@ def test_arguments_are_checked(model: Decoder) -> None:
         beam_search(model, regions, 0)
     with pytest.raises(ValueError, match="temperature"):
         sample(model, regions, temperature=0.0)
+    for samples, epsilon in ((0, 0.01), (64, -0.1), (64, 1.1)):
+        with pytest.raises(ValueError, match="epsilon"):
+            arithmetic_sample(model, regions, samples=samples, epsilon=epsilon)

@@ -78,6 +78,16 @@ def test_what_ships_can_be_shipped_again(tuned: Encoder, tmp_path: Path) -> None
         torch.testing.assert_close(twice[name], value, rtol=2**-9, atol=2**-9)  # factors are rounded once more
 
 
+def test_what_did_not_begin_with_pips_weights_is_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = load_encoder(LITE, "none")
+    write(tmp_path / "c", other, RANK)
+    assert not [name for name in load_file(tmp_path / "c") if name.endswith((".left", ".right"))]
+    loaded = load_checkpoint(tmp_path / "c").captioner.encoder.state_dict()
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(loaded[name], value, rtol=2**-11, atol=2**-24)  # float16's
+
+
 def test_without_a_rank_what_learned_is_whole(tuned: Encoder, tmp_path: Path) -> None:
     write(tmp_path / "c", tuned, 0)
     loaded = load_checkpoint(tmp_path / "c").captioner.encoder.state_dict()

@@ -183,6 +183,10 @@ def test_only_captioners_that_fit_speak_as_one(path: Path, tmp_path: Path) -> No
     each = [logits(checkpoint.captioner).softmax(-1) for checkpoint in (one, other)]
     assert (each[0] - each[1]).abs().max() > 0.01
     torch.testing.assert_close(logits(both.captioner).exp(), (each[0] + each[1]) / 2)
+    careful = one.config.model_copy(update={"train": one.config.train.model_copy(update={"precision": "fp32"})})
+    save_checkpoint(tmp_path / "careful", replace(other, config=careful))
+    assert one.config.train.precision == "auto"  # which may be less than the second can do with
+    assert load_checkpoints([path, tmp_path / "careful"]).config == careful
     masks = parse_config(one.config.model_dump() | {"regions": {"kind": "slic"}}, "")
     for wrong, fault in (
         (replace(one, vocabulary=Vocabulary([*SPECIALS, "a", "plane", "car"])), f"other words than {path}"),

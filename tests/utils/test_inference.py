@@ -73,7 +73,7 @@ def test_consensus_says_first_what_most_voters_say_too() -> None:
     assert [h.tokens for h in alone[0]] == [h.tokens for h in found[1]]
 
 
-def test_consensus_is_the_beam_in_another_order(captioner: Captioner) -> None:
+def test_consensus_is_the_beam_in_another_order(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(range(12))
     unsure = copy.deepcopy(captioner)
     unsure.decoder.embedding.weight.data.div_(4)
@@ -82,6 +82,17 @@ def test_consensus_is_the_beam_in_another_order(captioner: Captioner) -> None:
     ordered = [sorted((c.text, c.score) for c in image) for image in beams]
     assert ordered == [sorted((c.text, c.score) for c in image) for image in voted]
     assert [image[0].text for image in beams] != [image[0].text for image in voted]
+    monkeypatch.setattr(inference, "SAMPLED", 3 * 64)  # of a batch of four images three and one
+    in_parts = captions(unsure, rows, method="consensus", beam_size=4)
+    assert [[c.text for c in image] for image in in_parts] == [[c.text for c in image] for image in voted]
+
+
+@pytest.mark.parametrize("method", ["beam", "greedy", "sample", "consensus"])
+def test_no_caption_is_made_of_no_number(captioner: Captioner, method: str) -> None:
+    broken = copy.deepcopy(captioner)
+    broken.decoder.classifier.bias.data[5] = torch.nan
+    with pytest.raises(UserError, match=r"^no caption has a probability .* train\.precision=fp32$"):
+        captions(broken, [0, 1], method=method)
 
 
 @pytest.mark.parametrize("method", ["beam", "sample"])
