@@ -203,7 +203,7 @@ def _roll(
     """Captions word by word, `samples` an image.
 
     `choose` gets log-probabilities [R, V], of which row each caption that has not left the batch goes on from, and
-    which of all captions these are, where they are exact, and gives a word for each.
+    which of all captions these are, all on the device that `_exact` names, and gives a word for each.
     """
     images, device = regions.keys.shape[0], regions.keys.device
     exact = _exact(device)
@@ -223,8 +223,8 @@ def _roll(
 
     for length in range(max_words + 1):
         if sparing:
-            # samples of an image that have said the same so far are one; each pair as one number, since torch sorts
-            # numbers ten times as fast as pairs
+            # samples of an image that have said the same so far are one; each pair as one number, which torch sorts
+            # faster than pairs
             distinct, follows = (follows << 32 | last).unique(return_inverse=True)
             after, said = distinct >> 32, distinct & 0xFFFFFFFF
             logits, state, attention = decoder.step(regions, state, said, image_of, after)
