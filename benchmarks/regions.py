@@ -18,7 +18,7 @@ from skimage.segmentation import felzenszwalb, slic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.regions import RegionSpec, grouping, segment
+from data.regions import RegionSpec, enlarged, grouping, segment
 from data.synthetic import Scene, generate_scene
 from utils.progress import track
 
@@ -27,7 +27,7 @@ KINDS = ("slic", "felzenszwalb", "selective_search")
 
 
 def at_full_size(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
-    """As `segment`, on the image as it is, with scikit-image's own rounds and smoothing."""
+    """As `segment`, on the image as it is, with scikit-image's own rounds and smoothing: bool [n, S, S]."""
     if spec.kind == "slic":
         labels = slic(image, spec.count, spec.compactness, start_label=0)
         return labels == np.arange(labels.max() + 1)[:, None, None]
@@ -62,7 +62,7 @@ def judged(
         start = time.perf_counter()
         regions = find(scene.image, spec)
         seconds += time.perf_counter() - start
-        overlaps.append(best_overlaps(things(scene), regions))
+        overlaps.append(best_overlaps(things(scene), enlarged(regions, len(scene.image))))
     return overlaps, seconds / len(scenes) * 1e3
 
 

@@ -79,18 +79,26 @@ class FoundRegions:
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Of each cell the share that each region covers, float16 [len(rows), N, h * w]."""
-        return torch.from_numpy(np.stack([self._find(row).shares for row in rows]))
+        return torch.from_numpy(np.stack([self._find(self._image(row), row).shares for row in rows]))
 
     def masks(self, row: int) -> np.ndarray:
         """The regions of image `row`, bool [N, S, S]."""
-        return unpacked(self._find(row).masks)
+        image = self._image(row)
+        return unpacked(self._find(image, row).masks, len(image))
 
-    def _find(self, row: int) -> Found:
-        return self.finder.find(self.content.read([row])[0].permute(1, 2, 0).numpy(), self.names[row])
+    def _image(self, row: int) -> np.ndarray:
+        return self.content.read([row])[0].permute(1, 2, 0).numpy()
+
+    def _find(self, image: np.ndarray, row: int) -> Found:
+        return self.finder.find(image, self.names[row])
 
 
 class RegionStore(Store):
-    """Reads what `build_regions` wrote."""
+    """Reads what `build_regions` wrote of images of `size` pixels a side."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path)
+        self.size = size
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Of each cell the share that each region covers, float16 [len(rows), N, h * w]."""
@@ -99,7 +107,7 @@ class RegionStore(Store):
 
     def masks(self, row: int) -> np.ndarray:
         """The regions of image `row`, bool [N, S, S]."""
-        return unpacked(self.records("masks")[row])
+        return unpacked(self.records("masks")[row], self.size)
 
 
 def _look(files: ImageFiles, finder: RegionFinder, row: int) -> Looked:
@@ -126,9 +134,13 @@ def _task(row: int) -> Looked:
 
 @contextmanager
 def _single_threads() -> Iterator[None]:
-    """Libraries of processes that are started here use one thread each: there are as many processes as cores."""
+    """Libraries of processes that are started here use one thread each: there are as many processes as cores.
+
+    glibc keeps there what is freed, as `tune_memory` of utils/devices.py has it: a quarter of felzenszwalb's time.
+    """
     before = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")
+    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**30))
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
 """Regions of an image, with the shape of what is to be seen there: superpixels, segments, proposals, given masks.
 
-A region is a mask on the preprocessed image [S, S]; an image has at most N of them, and they may overlap. The decoder
-needs to know of a region how much of each of the encoder's cells it covers (`cell_shares`), a picture needs its mask.
+A region is a mask on the preprocessed image [S, S] as it was looked at, made smaller to s pixels a side where regions
+are not found at full size; an image has at most N of them, and they may overlap. The decoder needs to know of a region
+how much of each of the encoder's cells it covers (`cell_shares`), a picture needs its mask (`unpacked`).
 
-S pixels a side, h x w cells, n regions found, N regions asked for.
+S pixels a side of the image, s of a mask, h x w cells, n regions found, N regions asked for.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 
 from data.masks import read_masks
 
-METHOD = 5  # of how regions are found; a store of another's is not taken
+METHOD = 6  # of how regions are found; a store of another's is not taken
+SMALLER = {"slic": 0.5, "felzenszwalb": 0.5, "selective_search": 0.25}  # s / S (docs/speed.md); of given masks 1
 COLOURS, ORIENTATIONS, STRENGTHS = 25, 8, 10  # histogram bins of selective search, as in the paper
 
 
@@ -34,7 +36,7 @@ class Found(NamedTuple):
     """The regions of one image.
 
     `shares` float16 [N, h * w]: of each cell, the share that the region covers; all 0 for a region that is missing.
-    `masks` uint8 [N, S, ceil(S / 8)]: a bit a pixel, row by row, as `np.packbits` packs them.
+    `masks` uint8 [N, s, ceil(s / 8)]: a bit a pixel, row by row, as `np.packbits` packs them.
     """
 
     shares: np.ndarray
@@ -64,8 +66,9 @@ class RegionFinder:
         return self._found(masks) if len(masks) else self.whole(len(image))
 
     def whole(self, size: int) -> Found:
-        """One region, the whole image."""
-        return self._found(np.ones((1, size, size), bool))
+        """One region, the whole image of `size` pixels a side."""
+        side = mask_side(self.spec.kind, size)
+        return self._found(np.ones((1, side, side), bool))
 
     def _found(self, masks: np.ndarray) -> Found:
         shares = np.zeros((self.spec.count, self.side**2), np.float16)
@@ -76,44 +79,54 @@ class RegionFinder:
         return Found(shares, packed)
 
 
-def unpacked(masks: np.ndarray) -> np.ndarray:
-    """The masks of `Found` as bool [N, S, S]; preprocessed images are square."""
-    return np.unpackbits(masks, axis=-1, count=masks.shape[1]).astype(bool)
+def mask_side(kind: str, size: int) -> int:
+    """Pixels a side of the masks of an image of `size` pixels a side."""
+    return max(1, round(size * SMALLER.get(kind, 1)))
+
+
+def unpacked(masks: np.ndarray, size: int) -> np.ndarray:
+    """The masks of `Found` on the image itself, bool [N, size, size]."""
+    return enlarged(np.unpackbits(masks, axis=-1, count=masks.shape[1]).astype(bool), size)
+
+
+def enlarged(masks: np.ndarray, size: int) -> np.ndarray:
+    """Masks bool [n, s, s] as bool [n, size, size]: each pixel is as that of the mask which its middle lies in."""
+    side = masks.shape[1]
+    place = ((np.arange(size) + 0.5) * side / size).astype(int)
+    return masks[:, place][:, :, place]
 
 
 def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
-    """At most `spec.count` regions of an image uint8 [S, S, 3], as bool [n, S, S].
+    """At most `spec.count` regions of an image uint8 [S, S, 3], as bool [n, s, s].
 
     - `slic`: superpixels (Achanta et al., TPAMI 2012), about as many as are asked for;
     - `felzenszwalb`: segments of the graph (Felzenszwalb & Huttenlocher, IJCV 2004), grouped until N are left;
     - `selective_search`: the N regions that the same grouping makes last, the whole image among them, so regions of
       several sizes that overlap (Uijlings et al., IJCV 2013, with one colour space and one start).
 
-    All are found at half of the image's size, those of several sizes at a quarter, where they cover things as well
-    (docs/speed.md). What is measured in pixels shrinks with the image: the least size of a segment, the smoothing, and
-    `scale` where segments are to be seen, but not where they are only what groups begin with, which get worse.
+    Where the image is made smaller for it (`mask_side`), what is measured in pixels shrinks with it: the least size of
+    a segment, the smoothing, and `scale` where segments are to be seen, but not where they are only what groups begin
+    with, which get worse.
     """
     from skimage.segmentation import felzenszwalb, slic  # here, since captioning on the grid does without it
 
-    several = spec.kind == "selective_search"
-    share = 0.25 if several else 0.5
-    small = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+    several, share, side = spec.kind == "selective_search", SMALLER[spec.kind], mask_side(spec.kind, len(image))
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     if spec.kind == "slic":  # in half of the usual rounds
         labels = slic(small, spec.count, spec.compactness, max_num_iter=5, start_label=0)
     else:
-        least = max(1, small.shape[0] * small.shape[1] // (400 if several else 1000))
+        least = max(1, side**2 // (400 if several else 1000))
         scale = spec.scale if several else spec.scale * share**2
         labels = felzenszwalb(small, scale=scale, sigma=0.8 * share, min_size=least)
     segments = int(labels.max()) + 1
-    whole = cv2.resize(labels.astype(np.int32), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     # by `take` and not by an index, after which masks would lie pixel by pixel in memory, which is slow for all to come
     if several:
         members, _ = grouping(labels, small)
-        return members[-spec.count :].take(whole, 1)
+        return members[-spec.count :].take(labels, 1)
     if segments <= spec.count:
-        return whole == np.arange(segments)[:, None, None]
+        return labels == np.arange(segments)[:, None, None]
     members, parents = grouping(labels, small, spec.count)
-    return members[parents == len(members)].take(whole, 1)
+    return members[parents == len(members)].take(labels, 1)
 
 
 def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -136,39 +149,33 @@ def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.n
     members[np.arange(n), np.arange(n)] = True
     parents = np.full(total, total)
     # of what is there, n at first; of two that merge the first stands for both from then on, the second for nothing
-    node = np.arange(n)
+    node = list(range(n))
     looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
-    sizes = np.bincount(labels.ravel(), minlength=n).astype(float)
+    sizes = np.bincount(labels.ravel(), minlength=n).tolist()
     corners = _corners(labels, n)  # least y, least x, and -(greatest y), -(greatest x)
 
-    def similar(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-        look = np.minimum(looks[ones], looks[others]).sum(-1)  # of colours and of textures
-        box = np.minimum(corners[ones], corners[others])
+    def similar(one: int | np.ndarray, others: np.ndarray) -> np.ndarray:
+        look = np.minimum(looks[one], looks[others]).sum(-1)  # of colours and of textures
+        box = np.minimum(corners[one], corners[others])
         hull = (1 - box[:, 2] - box[:, 0]) * (1 - box[:, 3] - box[:, 1])
-        size = sizes[ones] + sizes[others]
-        return look + 2 - size / pixels - (hull - size) / pixels
+        return look + 2 - hull / pixels  # size and fill: 1 - size / pixels and 1 - (hull - size) / pixels
 
     similarity = np.full((n, n), -np.inf)  # of those that do not touch
-    touching = np.nonzero(_neighbours(labels, n))
-    similarity[touching] = similar(*touching)
-    best = similarity.max(1)
+    ones, others = np.nonzero(np.triu(_neighbours(labels, n)))
+    similarity[ones, others] = similarity[others, ones] = similar(ones, others)
     for made in range(n, total):
-        one = int(best.argmax())
-        other = int(similarity[one].argmax())
-        pair = [one, other]
-        members[made] = members[node[pair]].any(0)
-        parents[node[pair]] = made
-        node[one] = made
-        looks[one] = sizes[pair] @ looks[pair] / sizes[pair].sum()
-        sizes[one] = sizes[pair].sum()
-        corners[one] = corners[pair].min(0)
-        closest = similarity[pair].max(0)
-        closest[pair] = -np.inf
+        one, other = divmod(int(similarity.argmax()), n)
+        np.logical_or(members[node[one]], members[node[other]], out=members[made])
+        parents[node[one]] = parents[node[other]] = node[one] = made
+        both = sizes[one] + sizes[other]
+        looks[one] = (sizes[one] * looks[one] + sizes[other] * looks[other]) / both
+        sizes[one] = both
+        np.minimum(corners[one], corners[other], out=corners[one])
+        closest = np.maximum(similarity[one], similarity[other])
+        closest[one] = closest[other] = -np.inf
         others = np.flatnonzero(closest > -np.inf)
-        similarity[pair], similarity[:, pair] = -np.inf, -np.inf
-        similarity[one, others] = similarity[others, one] = similar(np.array([one]), others)
-        best[pair] = similarity[pair].max(1)
-        best[others] = similarity[others].max(1)
+        similarity[other] = similarity[:, other] = -np.inf
+        similarity[one, others] = similarity[others, one] = similar(one, others)
     return members, parents
 
 

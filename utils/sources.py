@@ -196,7 +196,7 @@ def stored_regions(
             problems = build_regions(path, found, len(images), description)
             for problem in problems:
                 print(f"warning: its one region is the whole image: {problem}", file=sys.stderr)
-    return RegionStore(path)
+    return RegionStore(path, config.data.size)
 
 
 def live_regions(config: Config, content: Readable[Tensor], names: Sequence[str], encoder: Encoder) -> Regions | None:

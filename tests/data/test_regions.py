@@ -18,7 +18,9 @@ from data.regions import (
     RegionSpec,
     cell_shares,
     colours,
+    enlarged,
     grouping,
+    mask_side,
     segment,
     textures,
     unpacked,
@@ -63,7 +65,7 @@ def test_partitions_share_out_the_image(paths: list[Path], kind: str, count: int
 
 @pytest.mark.parametrize(("kind", "count"), [("slic", 4), ("felzenszwalb", 12), ("selective_search", 12)])
 def test_what_is_plainly_there_is_found(kind: str, count: int) -> None:
-    masks = segment(BLOCKS, RegionSpec(kind, count))
+    masks = enlarged(segment(BLOCKS, RegionSpec(kind, count)), 64)
     quarters = [np.zeros((64, 64), bool) for _ in range(4)]
     for i, quarter in enumerate(quarters):
         quarter[32 * (i // 2) :, 32 * (i % 2) :][:32, :32] = True
@@ -149,11 +151,34 @@ def test_fewer_regions_than_asked_for_leave_the_rest_missing() -> None:
     found = RegionFinder(RegionSpec("felzenszwalb", 40), 4).find(BLOCKS, "blocks")
     there = found.shares.sum(1) > 0
     assert found.shares.shape == (40, 16) and 4 <= there.sum() < 40
-    masks = unpacked(found.masks)
+    masks = unpacked(found.masks, 64)
     assert masks.shape == (40, 64, 64)
     assert masks.any((1, 2)).tolist() == there.tolist()
     flat = RegionFinder(RegionSpec("selective_search", 3), 2).find(np.full((32, 32, 3), 9, np.uint8), "flat")
     assert flat.shares.tolist() == [[1] * 4, [0] * 4, [0] * 4]  # nothing to be told apart: the whole image
+
+
+@pytest.mark.parametrize(("side", "size"), [(1, 5), (5, 5), (8, 32), (16, 33), (9, 13)])
+def test_a_mask_is_enlarged_to_the_pixels_that_lie_in_it(side: int, size: int) -> None:
+    masks = np.random.default_rng(side).random((3, side, side)) < 0.5
+    large = unpacked(np.packbits(masks, axis=-1), size)
+    for y, x in itertools.product(range(size), repeat=2):
+        inside = (2 * y + 1) * side // (2 * size), (2 * x + 1) * side // (2 * size)  # where the pixel's middle lies
+        assert (large[:, y, x] == masks[:, *inside]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("slic", 50), ("felzenszwalb", 50), ("selective_search", 64), ("selective_search", 50)]
+)
+def test_shares_are_those_of_the_mask_to_be_seen(paths: list[Path], kind: str, size: int) -> None:
+    finder = RegionFinder(RegionSpec(kind, 6), 2)
+    found = finder.find(Preprocessing(size).resized(read_image(paths[0])), "scene")
+    assert found.masks.shape == finder.whole(size).masks.shape  # a store has one shape for all
+    assert found.masks.shape[1] == mask_side(kind, size)
+    seen = unpacked(found.masks, size)
+    assert seen.shape == (6, size, size) and seen.any(0).all()
+    if size % mask_side(kind, size) == 0:  # else a pixel that lies in several of the mask's is that of its middle
+        np.testing.assert_allclose(found.shares, cell_shares(seen, (2, 2)).reshape(6, -1), atol=1e-3)  # float16
 
 
 def test_the_store_holds_what_is_found_and_a_broken_image_is_its_one_region(paths: list[Path], tmp_path: Path) -> None:
@@ -164,7 +189,8 @@ def test_the_store_holds_what_is_found_and_a_broken_image_is_its_one_region(path
     store_path = tmp_path / "regions.h5"
     problems = build_regions(store_path, find_all(files, finder), 3, {"kind": "slic"})
     assert len(problems) == 1 and "broken.png" in problems[0]
-    store = RegionStore(store_path)
+    store = RegionStore(store_path, 64)
+    assert store.masks(1).shape == (9, 64, 64) and store.masks(1)[0].all()
     assert store.read([1])[0].tolist() == [[1] * 4] + [[0] * 4] * 8
     live = FoundRegions(ImageFiles(paths, Preprocessing(64)), [path.stem for path in paths], finder)
     assert torch.equal(store.read([2, 0]), live.read([1, 0]))
@@ -208,9 +234,9 @@ def test_given_masks_are_taken_as_they_are(tmp_path: Path) -> None:
     masks[0, :2, :2], masks[1, :, :4], masks[2, :, 3:] = True, True, True
     np.savez_compressed(tmp_path / "scene.npz", masks=masks)
     finder = RegionFinder(RegionSpec("masks", 2, masks=str(tmp_path)), 2)
-    found = unpacked(finder.find(BLOCKS, "scene").masks)
+    found = unpacked(finder.find(BLOCKS, "scene").masks, 64)
     assert found[0].sum() == 64 * 64 * 5 / 8 and found[1].sum() == 64 * 64 / 2  # the two largest, largest first
     Image.fromarray(masks[2].astype(np.uint8)).save(tmp_path / "other.png")
-    np.testing.assert_array_equal(unpacked(finder.find(BLOCKS, "other").masks)[0], found[0])
+    np.testing.assert_array_equal(unpacked(finder.find(BLOCKS, "other").masks, 64)[0], found[0])
     with pytest.raises(UserError, match=r"no third\.npz"):
         finder.find(BLOCKS, "third")
