@@ -136,7 +136,7 @@ def captions(images: int, vocabulary: Vocabulary) -> list[AnnotatedImage]:
 class Training:
     """A decoder and what its steps need: an untrained one with this attention, or the first that ships."""
 
-    def __init__(self, attention: str | None, features: FeatureStore, reward: bool = False) -> None:
+    def __init__(self, attention: str | None, features: FeatureStore, reward: RewardConfig | None = None) -> None:
         if attention is None:
             decoder, vocabulary = speaking()
         else:
@@ -158,7 +158,7 @@ class Training:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)
         self.model.train()
-        self.guide = Rewards(self.captioner, self.batches, RewardConfig(), 30, PRECISION) if reward else None
+        self.guide = Rewards(self.captioner, self.batches, reward, 30, PRECISION) if reward else None
         self.stream = self._stream()
 
     def _stream(self) -> Iterator[Batch]:
