@@ -56,7 +56,6 @@ class SimOTAAssigner:
     """
 
     IOU_WEIGHT = 3.0
-    FAR_COST = 1e6
 
     def __init__(self, center_radius: float = 1.5, topk: int = 10) -> None:
         self.center_radius = center_radius
@@ -88,17 +87,18 @@ class SimOTAAssigner:
         )  # [R, K]
         cost = self._class_cost(cls_logits[candidates], obj_logits[candidates], gt_labels[reachable])
         cost = cost - self.IOU_WEIGHT * (iou + 1e-8).log()
-        # In float64: beside 1e6 a float32 keeps steps of 0.06 only, and far anchors would tie.
-        cost = cost.double() + self.FAR_COST * ~near[reachable][:, candidates]
-
+        far = ~near[reachable][:, candidates]  # dearer than all near ones, where YOLOX adds 1e6, and float32 has ties
         most = min(self.topk, len(candidates))
         k = iou.topk(most, dim=1).values.sum(1).int().clamp(min=1)  # [R]
-        cheapest = cost.sort(dim=1, stable=True).indices[:, :most]
+        order = cost.sort(dim=1, stable=True).indices
+        near_first = far.gather(1, order).int().sort(dim=1, stable=True).indices
+        cheapest = order.gather(1, near_first)[:, :most]
         taken = torch.zeros_like(iou, dtype=torch.bool)
         taken.scatter_(1, cheapest, torch.arange(most, device=k.device) < k[:, None])
 
         owner = taken.int().argmax(0)  # [K], right where one ground truth took the anchor
-        owner = torch.where(taken.sum(0) > 1, cost.argmin(0), owner)
+        # every candidate is near to some ground truth
+        owner = torch.where(taken.sum(0) > 1, cost.masked_fill(far, torch.inf).argmin(0), owner)
         chosen = taken.any(0)
         fg_mask[candidates[chosen]] = True
         return Assignment(fg_mask, reachable[owner[chosen]], iou.gather(0, owner[None])[0, chosen])
