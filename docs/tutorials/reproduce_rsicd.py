@@ -1,4 +1,4 @@
-"""Train three seeds on RSICD, as the second row of the README's results: reproduce_rsicd.py DIR [overrides ...].
+"""Train three seeds on RSICD, as the third row of the README's results: reproduce_rsicd.py DIR [overrides ...].
 
 DIR is what `python -m data.fetch RSICD` fetched. The scores are val's. Some 5 minutes a seed on two cores with bfloat16
 units, 9 without; what follows DIR, such as `--epochs 10`, goes over what stands here.
