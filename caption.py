@@ -74,7 +74,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.errors import UserError
-from data.files import check_writable, file_digest, writing
+from data.files import check_outputs, file_digest, writing
 from data.images import IMAGE_SUFFIXES
 from data.loading import Content, ImageFiles, Visuals
 from data.scenes import SceneTiles, Tiling, tile_names
@@ -108,11 +108,8 @@ def main(arguments: argparse.Namespace) -> None:
     for path in filter(None, (picture, plan)):  # --output has no image's suffix, and may be there already
         if path.exists() and any(path.samefile(file) for file in files):
             raise UserError(f"{path}: is one of the images; name another file to write")
-    if picture and picture == plan:
-        raise UserError(f"--attention {picture}: --map has the same name; give them two")
-    for path in filter(None, (output, picture, plan)):
-        check_writable(path)
     sources = [Path(path) for path in arguments.checkpoint or SHIPPED]
+    check_outputs({"--output": output, "--attention": picture, "--map": plan}, sources)
     checkpoint = load_checkpoints(sources)
     checkpoint = replace(checkpoint, config=with_decoding(checkpoint.config, arguments.decoding))
     checkpoint.captioner.to(best_device())

@@ -47,7 +47,7 @@ from rich.table import Column, Table
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.files import check_writable, file_digest
+from data.files import check_outputs, file_digest
 from data.loading import Visuals
 from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, printed, score_captions
@@ -70,11 +70,12 @@ def main(arguments: argparse.Namespace) -> None:
     """Caption the split or read the results, score, print, write."""
     if arguments.results and arguments.dataset is None:
         raise UserError("--results needs --dataset NAME, the annotations to score against")
-    for output in filter(None, (arguments.output, arguments.report)):
-        check_writable(Path(output))
     if arguments.results and (arguments.decoding or arguments.beam_size is not None):
         raise UserError("--beam-size and --decoding are for a checkpoint; what --results holds is said already")
     paths = [] if arguments.results else [Path(path) for path in arguments.checkpoint or SHIPPED]
+    given = [Path(x) for x in (arguments.results, arguments.baseline) if x]
+    output, report = (Path(x) if x else None for x in (arguments.output, arguments.report))
+    check_outputs({"--output": output, "--report": report}, [*paths, *given])
     checkpoint = load_checkpoints(paths) if paths else None
     config = with_data(checkpoint.config if checkpoint else Config(), arguments)
     dataset = open_dataset(config)
@@ -91,7 +92,7 @@ def main(arguments: argparse.Namespace) -> None:
         visuals = Visuals(image_files(config, dataset, images), regions)
         rows = range(len(images))
         for found in caption_rows(captioner, checkpoint.vocabulary, visuals, rows, config.decoding, precision):
-            looks = found[0].attention.copy() if arguments.report else NOWHERE  # a part would keep its whole batch's
+            looks = found[0].attention.copy() if report else NOWHERE  # a part would keep its whole batch's
             beams.append([found[0]._replace(attention=looks), *(c._replace(attention=NOWHERE) for c in found[1:])])
         truths, views = known_truth(dataset), config.decoding.views
         most = config.data.max_words
@@ -143,9 +144,9 @@ def main(arguments: argparse.Namespace) -> None:
         "git_sha": git_sha(),
         "versions": versions(),
     }
-    if arguments.output:  # before anything is printed, whose reader may be gone
-        write_json(Path(arguments.output), result)
-    if arguments.report:
+    if output:  # before anything is printed, whose reader may be gone
+        write_json(output, result)
+    if report:
         examples = [
             Example(image, dataset.path(image), captions[image.imgid], float(cider))
             for image, cider in zip(images, scores.per_image["CIDEr"], strict=True)
@@ -155,7 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
                 example._replace(look=found[0], masks=partial(visuals.masks, row))
                 for row, (example, found) in enumerate(zip(examples, beams, strict=True))
             ]
-        write_report(Path(arguments.report), result, examples)
+        write_report(report, result, examples)
     show(result)
 
 

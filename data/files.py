@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -23,6 +23,7 @@ def writing(path: Path) -> Iterator[Path]:
     """
     unfinished = _unfinished(path, os.getpid())
     try:
+        _refuse_others(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
         yield unfinished
@@ -68,15 +69,32 @@ def making(path: Path) -> Iterator[bool]:
 
 def check_writable(path: Path) -> None:
     """`UserError` where `writing(path)` would not come to its end."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file to write")
     unfinished = _unfinished(path, os.getpid())
     try:
+        _refuse_others(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
         unfinished.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check space and rights") from None
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """`UserError` where files to write cannot be, or are each other or one of `inputs`.
+
+    `outputs` are by the option that names each; None is not to be written.
+    """
+    there = [path for path in inputs if path.exists()]
+    taken: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(path)
+        if path.exists() and any(path.samefile(read) for read in there):
+            raise UserError(f"{option} {path}: is what is to be read; name another file to write")
+        if other := taken.get(path.resolve()):
+            raise UserError(f"{option} {path}: {other} has the same name; give them two")
+        taken[path.resolve()] = option
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -89,6 +107,13 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_others(path: Path) -> None:
+    """`UserError` where `path` is there and no file: a folder, or a device or pipe, which a file would replace."""
+    if path.exists() and not path.is_file():
+        kind = "is a folder" if path.is_dir() else "is no regular file"
+        raise UserError(f"{path}: {kind}; name a file to write")
 
 
 def _unfinished(path: Path, process: int | str) -> Path:

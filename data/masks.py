@@ -9,14 +9,13 @@ dataset NAME for each. The array is [n, H, W], a mask a region (what is not 0 be
 
 import argparse
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.errors import UserError, reason
 from data.features import new_store
@@ -55,7 +54,9 @@ def _stored(source: Path, name: str) -> tuple[np.ndarray, str]:
                 if len(image.getbands()) > 1:
                     raise UserError(f"{picture}: {image.mode} is no map of labels; save it with one number a pixel")
                 return np.asarray(image), str(picture)
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, UnidentifiedImageError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever damaged bytes lead to
         raise UserError(f"{source}: masks of {name} cannot be read ({reason(error)}); make them anew") from None
     raise UserError(f"{source}: no {name}.npz or {name}.png; make the masks, or check regions.masks")
 
@@ -81,7 +82,8 @@ def convert(folder: Path, target: Path) -> int:
     with new_store(target, {"made_from": str(folder.name)}) as file:
         for path in paths:
             masks = _decoded(path)
-            file.create_dataset(path.stem, data=masks, compression="gzip", chunks=(1, *masks.shape[1:]))
+            chunks = {"compression": "gzip", "chunks": (1, *masks.shape[1:])} if len(masks) else {}
+            file.create_dataset(path.stem, data=masks, **chunks)
     return len(paths)
 
 
@@ -93,6 +95,8 @@ def _decoded(path: Path) -> np.ndarray:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         annotations = content["annotations"] if isinstance(content, dict) else content
         codes = [annotation["segmentation"] for annotation in annotations]
+        if not codes:
+            return np.zeros((0, 1, 1), np.uint8)
         packed = [coco.frPyObjects(code, *code["size"]) if isinstance(code["counts"], list) else code for code in codes]
         return np.ascontiguousarray(coco.decode(packed).transpose(2, 0, 1))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

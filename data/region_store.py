@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ def find_all(files: ImageFiles, finder: RegionFinder) -> Iterator[Looked]:
             cores, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(files, finder)
         ) as pool,
     ):
-        yield from pool.map(_task, range(count), chunksize=8)
+        try:
+            yield from pool.map(_task, range(count), chunksize=8)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that finds regions died, perhaps for want of memory; free some, or make the largest images "
+                "smaller, and run it again"
+            ) from None
 
 
 def build_regions(path: Path, found: Iterable[Looked], count: int, attributes: dict[str, Any]) -> list[str]:

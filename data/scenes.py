@@ -163,6 +163,8 @@ class Scene:
                 self._file = rasterio.open(path)
         except rasterio.RasterioIOError as error:
             raise UserError(f"{path}: not a readable raster ({reason(error)})") from None
+        except UnicodeEncodeError:  # GDAL's names are UTF-8
+            raise UserError(f"{path}: its name is no UTF-8, which a scene's has to be; rename it") from None
         self.width, self.height = self._file.width, self._file.height
         self.transform, self.crs = self._file.transform, self._file.crs
         named = {interpretation: i for i, interpretation in enumerate(self._file.colorinterp, 1)}

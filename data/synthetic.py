@@ -338,9 +338,10 @@ def read_truth(root: Path) -> dict[str, Truth]:
     path = Path(root) / "truth.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        classes = stored["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): make the dataset anew with write_dataset") from error
-    if stored["classes"] != list(CLASSES):
+    if classes != list(CLASSES):
         raise UserError(f"{path} has other classes than this version draws: delete the folder to make it anew")
     return {
         name: Truth(

@@ -146,8 +146,12 @@ def test_what_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path)
     before = photo.read_bytes()
     with pytest.raises(UserError, match="is one of the images; name another file to write"):
         call(tmp_path / "in", "--attention", photo)
-    with pytest.raises(UserError, match=r"--attention .*x\.jpg: --map has the same name"):
+    with pytest.raises(UserError, match=r"--map .*x\.jpg: --attention has the same name"):
         call(tmp_path / "in", "--attention", tmp_path / "x.jpg", "--map", tmp_path / "x.jpg", "--tile", "8")
+    with pytest.raises(UserError, match=r"--attention .*: --output has the same name"):
+        call(tmp_path / "in", "--output", tmp_path / "a.json", "--attention", tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"--attention .*: is what is to be read"):
+        call(tmp_path / "in", "--checkpoint", checkpoint, "--attention", checkpoint)
     with pytest.raises(UserError, match="--tile 0"):
         call(tmp_path / "in", "--tile", "0")
     assert photo.read_bytes() == before

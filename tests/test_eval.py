@@ -172,3 +172,11 @@ def test_one_image_is_enough(scenes: Path, images: list[AnnotatedImage], tmp_pat
     result = run(results, root, "--report", tmp_path / "r.html", "--baseline", results)
     assert result["intervals"]["Bleu_1"] == [result["metrics"]["Bleu_1"]] * 2
     assert "The one image" in (tmp_path / "r.html").read_text()
+
+
+def test_what_is_compared_with_is_not_written_over(scenes: Path, images: list[AnnotatedImage], write: Write) -> None:
+    ours, theirs = (write(name, [image.captions[0] for image in images]) for name in ("ours.json", "theirs.json"))
+    before = theirs.read_bytes()
+    with pytest.raises(UserError, match=r"theirs\.json: is what is to be read"):
+        run(ours, scenes, "--baseline", theirs, "--report", theirs)
+    assert theirs.read_bytes() == before

@@ -58,7 +58,7 @@ def test_a_run_leaves_all_that_it_promises(run_dir: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_only_taken_to_go_on(
-    scenes: Path, run_dir: Path, cache: str, capsys: pytest.CaptureFixture[str]
+    scenes: Path, run_dir: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run_dir / "metrics.jsonl").read_text()
     arguments: Words = ["--dataset", "RSICD", "--data-root", scenes, "--output-dir", run_dir]
@@ -70,6 +70,11 @@ def test_a_folder_with_a_run_is_only_taken_to_go_on(
     call("train", *arguments, "--resume")
     assert "resuming after epoch 3" in capsys.readouterr().out
     assert (run_dir / "metrics.jsonl").read_text() == before
+    shutil.copy(run_dir / "best.safetensors", tmp_path)
+    model = (tmp_path / "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"holds a model without the config\.yaml"):
+        call("train", *(tmp_path if word is run_dir else word for word in arguments))
+    assert (tmp_path / "best.safetensors").read_bytes() == model
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(scenes: Path, run_dir: Path, cache: str, tmp_path: Path) -> None:

@@ -139,10 +139,12 @@ def test_what_cannot_be_placed_is_said_before_work(
     empty = tmp_path / "empty.tif"
     with rasterio.open(one) as file, rasterio.open(empty, "w", **file.profile):
         pass
+    hall = write(tmp_path / "hall.tif", 64, 64, 'LOCAL_CS["a hall",UNIT["metre",1]]', here)
     (tmp_path / "broken.tif").write_text("no raster")
     options: list[str | Path] = ["--checkpoint", checkpoint, "--output"]
     for words, fault in (
         ([bare, *options, tmp_path / "o.geojson"], "does not say where on Earth"),
+        ([hall, *options, tmp_path / "o.geojson"], r"hall\.tif: its coordinates have no place in WGS84"),
         ([one, other, *options, tmp_path / "o.parquet"], "holds one coordinate system"),
         ([tmp_path / "broken.tif", *options, tmp_path / "o.parquet"], "needs scenes that can be read"),
         ([empty, *options, tmp_path / "o.geojson"], "none of the 4 images have data"),
@@ -162,7 +164,7 @@ def test_what_cannot_be_placed_is_said_before_work(
     features = json.loads((tmp_path / "two.geojson").read_text())["features"]
     assert {f["properties"]["scene"] for f in features} == {"31.tif", "32.tif"}
     left = {p.name for p in tmp_path.iterdir()}
-    assert left == {"bare.tif", "31.tif", "32.tif", "empty.tif", "broken.tif", "two.geojson"}
+    assert left == {"bare.tif", "hall.tif", "31.tif", "32.tif", "empty.tif", "broken.tif", "two.geojson"}
 
 
 def test_row_groups_are_bounded(scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +200,18 @@ def test_two_processes_write_what_one_does(scene: Path, checkpoint: Path, tmp_pa
     assert [row["caption"] for row in two] == ["kept" if i in (1, 8) else row["caption"] for i, row in enumerate(rows)]
     assert "not a readable image" in two[4]["error"] and "8 images captioned, 1 left out" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "one.csv", "two.csv"]
+
+
+def test_a_scene_whose_name_is_not_text_is_left_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / "one.tif", 64, 64, "EPSG:32631", from_origin(5e5, 54e5, 0.5, 0.5))
+    try:
+        os.link(path, os.fsencode(tmp_path / "in") + b"/\xff.tif")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    call(tmp_path / "in", "--checkpoint", checkpoint, "--tile", 32, "--output", tmp_path / "o.json")
+    assert "is no UTF-8" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "o.json").read_text())
+    assert len(rows) > 1 and sum("caption" not in row for row in rows) == 1

@@ -153,6 +153,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = _without_paths(parse_config(metadata["config"], str(path)))
         vocabulary = Vocabulary(metadata["vocabulary"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
+        seen = {"size": preprocessing.size, "interpolation": preprocessing.interpolation}  # whatever else is said
+        config = config.model_copy(update={"data": config.data.model_copy(update=seen)})
         about = dict(metadata["about"])
         pip = metadata.get("pip", {"tensors": [], "sha256": ""})
         brought = set(pip["tensors"])

@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Factor = Annotated[Number, Field(ge=1e-6, le=1e6)]
 UpTo100 = Annotated[Number, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -190,7 +191,7 @@ class DecodingConfig(Section):
     max_words: UpTo1000 = 30
     length_penalty: UpTo100 = 1.0  # of the beam: the power of the length that log p is divided by
     voters: UpTo1000 = 64  # of consensus: samples an image
-    temperature: Positive = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
+    temperature: Factor = 1.0  # of sampling: words from softmax(logits / it), codes with it times their deviation
     samples: UpTo1000 = 1  # captions of an image that sampling draws, shown best first
     views: Literal[1, 2, 4, 8] = 1  # test-time augmentation: the mean over two or all four turns, or flips, too
 

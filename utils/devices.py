@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import torch
 
+from data.errors import UserError
+
 PATIENCE = timedelta(days=30)  # of a process that waits for others; where one of them dies, the launcher ends all
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,7 +21,12 @@ def best_device() -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`wanted` ("fp32", "bf16" or "fp16"); for "auto" bf16 where the device has it in hardware, else "fp32"."""
+    """`wanted` ("fp32", "bf16" or "fp16"); for "auto" bf16 where the device has it in hardware, else "fp32".
+
+    `UserError` for fp16 on a CPU, where its small gradients are not scaled and vanish.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("train.precision=fp16 wants a GPU; set bf16 or fp32")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

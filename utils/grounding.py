@@ -28,7 +28,8 @@ SCORES = ("pointing", "IoU", "chance")
 def known_truth(dataset: CaptionDataset) -> dict[str, Truth]:
     """File name to what is true of the image; empty where that is not known, as of all real data sets."""
     root = dataset.image_root.parent
-    return read_truth(root) if (root / "truth.json").exists() else {}
+    ours = all((root / name).exists() for name in ("truth.json", "synthetic.json"))  # as `write_dataset` leaves both
+    return read_truth(root) if ours else {}
 
 
 @torch.inference_mode()
@@ -67,6 +68,8 @@ def ground(
         attention = output.attention.float().cpu().numpy()
         owners = batch.rows[batch.image_of].tolist()
         for place, row in enumerate(dict.fromkeys(owners)):
+            if images[row].filename not in truths:  # a picture that someone put beside ours
+                continue
             mine = np.flatnonzero(batch.image_of.numpy() == place)
             words = [vocabulary.words[token] for token in batch.tokens[mine, 1:].flatten().tolist()]
             looks = attention[mine].reshape(len(words), -1)

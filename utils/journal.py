@@ -62,6 +62,8 @@ class Journal:
                 if row is None:
                     break
                 if not end and row != self._about:
+                    if not file.read(1):  # no row came after it
+                        break
                     raise UserError(f"{path}: made with another checkpoint or decoding; delete it to start again")
                 if end and ("error" not in row or (errors and row["file"] not in self._places)):
                     self._places[row["file"]] = (path, end)

@@ -9,7 +9,7 @@ from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, reason
 from data.scenes import Scene, Tile, parse_tile_name
 from utils.journal import Row
 
@@ -105,6 +105,19 @@ FORMATS: dict[str, Callable[[Iterator[Row], Path], None]] = {
 PLACED = (".geojson", ".parquet")  # formats that need to know where on Earth a tile lies
 
 
+def _check_known(scene: Scene) -> None:
+    """`UserError` where a scene's corners have no place in WGS84: its coordinates are a building's, or no one's."""
+    from rasterio.warp import transform_geom
+
+    try:
+        whole = scene.outline(Tile(0, 0, scene.width, scene.height))
+        transform_geom(scene.crs, "OGC:CRS84", {"type": "Polygon", "coordinates": [whole]})
+    except Exception as error:  # rasterio's are of a private module
+        raise UserError(
+            f"{scene.path}: its coordinates have no place in WGS84 ({reason(error)}); write .parquet, .json or .csv"
+        ) from None
+
+
 def check_placed(names: Iterable[str], output: Path) -> None:
     """`UserError` where tiles cannot be written to `output` for want of one known coordinate system."""
     found: dict[str, Path] = {}
@@ -115,6 +128,8 @@ def check_placed(names: Iterable[str], output: Path) -> None:
             raise UserError(
                 f"{path}: does not say where on Earth it lies; write .json or .csv, or place it with gdal_edit -a_srs"
             )
+        if output.suffix == ".geojson":
+            _check_known(scene)
         found.setdefault(scene.crs.to_wkt(), path)
     if len(found) > 1 and output.suffix == ".parquet":
         one, other, *_ = found.values()

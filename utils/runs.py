@@ -39,6 +39,7 @@ FREE_ON_RESUME = (
     "train.precision",  # Progress says in which one the run was trained
 )
 PICTURED = 6  # val images in attention.png
+BEST = "best.safetensors"
 STATE = "last/state.safetensors"
 
 
@@ -125,6 +126,8 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
             raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
         check_same_recipe(written, config)
         check_same_data(run_dir / "origin.json", origin)
+    elif any((run_dir / name).exists() for name in (BEST, STATE)):
+        raise UserError(f"{run_dir}: holds a model without the config.yaml of its run; choose another --output-dir")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process and not written.exists():
         write_json(run_dir / "origin.json", origin)
@@ -200,7 +203,7 @@ def keep_best(
     run_dir: Path, best: Checkpoint, images: Sequence[AnnotatedImage], captions: Sequence[str], seconds: float
 ) -> None:
     """Write best.safetensors and val.json: its captions of `images`, and how many seconds an epoch took to train."""
-    save_checkpoint(run_dir / "best.safetensors", best)
+    save_checkpoint(run_dir / BEST, best)
     entries = result_entries(images, captions)
     write_json(run_dir / "val.json", {**best.about, "seconds": seconds, "captions": entries})
 
@@ -243,7 +246,7 @@ def show_result(
     console: Console,
 ) -> None:
     """Print the best epoch's scores; draw val images with their captions and where the decoder looked."""
-    best = load_checkpoint(run_dir / "best.safetensors")
+    best = load_checkpoint(run_dir / BEST)
     config = best.config
     count = max(PICTURED, config.tracking.images if tracker.active else 0)
     rows = np.random.default_rng(0).permutation(len(images))[:count].tolist()

@@ -128,6 +128,11 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     (root / "dataset.json").write_text(document)
     with pytest.raises(UserError, match="deep: a link that leaves"):
         load_dataset("UCM", root)
+    (outside / "below").mkdir()
+    (outside / "below" / "1.tif").touch()
+    (root / "dataset.json").write_text(document.replace("deep/1.tif", "deep/below/1.tif"))
+    with pytest.raises(UserError, match="deep: a link that leaves"):
+        load_dataset("UCM", root)
 
 
 def test_names_that_would_become_one_keep_their_folders(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.files import check_writable, making, write_whole, writing
+from data.files import check_outputs, check_writable, making, write_whole, writing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +83,26 @@ def test_what_several_processes_want_is_made_by_one(tmp_path: Path) -> None:
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "é \udcff")
     assert (tmp_path / "a").read_bytes() == "é \\udcff".encode()
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for attempt in (lambda path: write_whole(path, "text"), check_writable):
+        with pytest.raises(UserError, match="is no regular file"):
+            attempt(pipe)
+        with pytest.raises(UserError, match="is a folder"):
+            attempt(tmp_path)
+    assert pipe.is_fifo()
+
+
+def test_outputs_are_neither_each_other_nor_what_is_read(tmp_path: Path) -> None:
+    model, alias = tmp_path / "model", tmp_path / "alias"
+    model.write_text("weights")
+    os.link(model, alias)
+    check_outputs({"--output": tmp_path / "a", "--report": tmp_path / "b", "--map": None}, [model, tmp_path / "gone"])
+    with pytest.raises(UserError, match=r"--report .*/a: --output has the same name"):
+        check_outputs({"--output": tmp_path / "a", "--report": tmp_path / "x" / ".." / "a"}, [])
+    with pytest.raises(UserError, match=r"--output .*alias: is what is to be read"):
+        check_outputs({"--output": alias}, [model])
+    assert model.read_text() == "weights"

@@ -81,3 +81,24 @@ def test_files_that_hold_no_masks_are_named(tmp_path: Path) -> None:
     for name in ("line", "noise", "pickled"):
         with pytest.raises(UserError, match=name):
             read_masks(tmp_path, name, 4)
+
+
+def test_an_image_in_which_nothing_was_found_has_no_masks(sam: Path, tmp_path: Path) -> None:
+    (sam / "sea_3.json").write_text("[]")
+    assert convert(sam, tmp_path / "masks.h5") == 3
+    assert read_masks(tmp_path / "masks.h5", "sea_3", 6).shape == (0, 6, 6)
+    np.testing.assert_array_equal(read_masks(tmp_path / "masks.h5", "airport_1", 6), MASKS)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one array"])
+def test_damaged_masks_are_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "scene.npz"
+    np.savez_compressed(path, MASKS)
+    whole = path.read_bytes()
+    if damage == "one array":
+        with open(path, "wb") as file:
+            np.save(file, MASKS)
+    else:
+        path.write_bytes(b"" if damage == "empty" else whole[:60] + bytes(40) + whole[100:])
+    with pytest.raises(UserError, match="masks of scene cannot be read"):
+        read_masks(tmp_path, "scene", 6)

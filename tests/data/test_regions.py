@@ -1,5 +1,7 @@
 import itertools
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +242,17 @@ def test_given_masks_are_taken_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(unpacked(finder.find(BLOCKS, "other").masks, 64)[0], found[0])
     with pytest.raises(UserError, match=r"no third\.npz"):
         finder.find(BLOCKS, "third")
+
+
+class Deadly:
+    """A finder that ends each process that it is sent to."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_is_an_error_of_one_line(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.region_store.FEW", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(UserError, match="a process that finds regions died"):
+        list(find_all(ImageFiles(paths, Preprocessing(32)), Deadly()))  # type: ignore[arg-type]

@@ -385,3 +385,10 @@ def test_no_folder_of_the_machine_is_told(path: Path, tmp_path: Path) -> None:
         "models_sha256": {"first.safetensors": "1", "runs/second.safetensors": "2"}
     }
     assert str(tmp_path).encode() not in (tmp_path / "c").read_bytes()
+
+
+def test_images_are_seen_as_the_preprocessing_says(path: Path) -> None:
+    stranger = replace(load_checkpoint(path), preprocessing=Preprocessing(32, "bilinear"))
+    save_checkpoint(path, stranger)
+    data = load_checkpoint(path).config.data
+    assert stranger.config.data.size == 64 and (data.size, data.interpolation) == (32, "bilinear")

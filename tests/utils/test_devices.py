@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from data.errors import UserError
 from utils.devices import best_device, choose_precision, choose_workers, looking_precision
 
 ALLOCATE = """
@@ -68,6 +69,12 @@ def test_readers_take_the_cores_that_are_to_spare_beside_a_gpu(
 def test_a_captioner_looks_in_full_precision_where_it_was_trained_so(trained: str) -> None:
     cpu = torch.device("cpu")
     assert looking_precision(trained, cpu) == ("fp32" if trained == "fp32" else choose_precision("auto", cpu))
+
+
+def test_half_precision_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match="fp16 wants a GPU"):
+        choose_precision("fp16", torch.device("cpu"))
+    assert choose_precision("fp16", torch.device("cuda")) == "fp16"
 
 
 @pytest.mark.parametrize(("rank", "gpu"), [(None, 0), ("1", 1), ("5", 1)])

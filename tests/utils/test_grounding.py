@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from data.datasets import load_dataset
+from data.errors import UserError
 from data.loading import ImageFiles, Visuals
 from data.region_store import FoundRegions
 from data.regions import RegionFinder, RegionSpec
@@ -14,6 +16,7 @@ from data.scenery.classes import CLASSES
 from data.synthetic import Truth
 from data.tokenizer import tokenize
 from data.transforms import Preprocessing
+from data.truth import truth_of
 from data.vocabulary import SPECIALS, Vocabulary
 from models.captioner import Captioner
 from models.decoder import Decoder
@@ -67,6 +70,9 @@ def test_an_even_attention_is_chance(scenes: Path) -> None:
         assert scores["IoU"] == pytest.approx(scores["chance"], abs=1e-5)
         assert 0.05 < scores["chance"] < 0.95
     assert ground(captioner, vocabulary, Visuals(files), images, {}, "fp32") == {}
+    scores = ground(captioner, vocabulary, Visuals(files), images[:5], truths, "fp32")
+    fewer = {name: truth for name, truth in truths.items() if name != images[5].filename}
+    assert ground(captioner, vocabulary, Visuals(files), images, fewer, "fp32") == pytest.approx(scores)
     nameless = Vocabulary([*SPECIALS, *(f"word{i}" for i in range(len(vocabulary) - len(SPECIALS)))])
     assert ground(captioner, nameless, Visuals(files), images, truths, "fp32") == {}
 
@@ -92,3 +98,13 @@ def test_images_are_seen_in_as_many_views_as_for_captions(scenes: Path) -> None:
     averaged.encoder = captioner.encoder
     once, turned = (ground(captioner, vocabulary, Visuals(files), images, truths, "fp32", views) for views in (1, 4))
     assert turned == ground(captioner, vocabulary, Visuals(averaged), images, truths, "fp32") != once
+
+
+def test_what_someone_else_calls_truth_is_not_ours(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "own")
+    (tmp_path / "own" / "synthetic.json").unlink()
+    (tmp_path / "own" / "truth.json").write_text("[1, 2]")
+    dataset = load_dataset("RSICD", tmp_path / "own")
+    assert known_truth(dataset) == {}
+    with pytest.raises(UserError, match=r"truth\.json cannot be read"):
+        truth_of(dataset, "masks")

@@ -35,6 +35,10 @@ def test_rows_made_in_another_way_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out\.partial: made with another checkpoint"):
         Journal(tmp_path / "out", ABOUT | {"beam_size": 3})
     assert "a" in Journal(tmp_path / "out", ABOUT)
+    Journal(tmp_path / "empty", ABOUT)  # stopped before its first row
+    Journal(tmp_path / "empty", ABOUT | {"beam_size": 3}).add([{"file": "a", "caption": "y"}])
+    with pytest.raises(UserError, match=r"empty\.partial: made with another checkpoint"):
+        Journal(tmp_path / "empty", ABOUT)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\n", b"3\n"])
