@@ -56,14 +56,13 @@ from models.decoding import beam_search
 from models.encoder import Encoder
 from models.pooling import pool_regions
 from models.runtime import translated
-from utils.config import Config, RewardConfig
+from utils.config import CONFIGS, Config, RewardConfig, read_yaml
 from utils.devices import autocast, choose_workers, tune_memory
 from utils.inference import CAPTIONED
 from utils.sources import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 512  # to train on
-RECIPE_SAMPLES = 3  # of configs/scst/rsicd.yaml
 ENCODER = "tf_efficientnet_lite2"
 TRAIN = 8734  # RSICD's train images
 GPU = DEVICE.type == "cuda"
@@ -254,11 +253,12 @@ def self_critical(seconds: float) -> Iterator[Row]:
         return lambda: training.step() and 1.0
 
     plain = steps(Training(None, features))
-    for samples in (RECIPE_SAMPLES, RewardConfig().samples):
-        sampled = steps(Training(None, features, RewardConfig(samples=samples)))
+    recipe = RewardConfig(**read_yaml(CONFIGS / "scst" / "rsicd.yaml")["train"]["reward"])
+    for reward in (recipe, RewardConfig()):
+        sampled = steps(Training(None, features, reward))
         ours, theirs, ratio = taking_turns(sampled, plain, seconds)
         note = f"beside a cross-entropy step of ours: {1 / ratio:.2f} x its time"
-        yield Row(f"self-critical step, {samples} samples an image", "steps/s", ours, theirs, ratio, note=note)
+        yield Row(f"self-critical step, {reward.samples} samples an image", "steps/s", ours, theirs, ratio, note=note)
 
 
 def memory(seconds: float) -> Iterator[Row]:

@@ -215,7 +215,8 @@ def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedIma
 def _refuse_links(images: list[AnnotatedImage], image_root: Path) -> None:
     """`UserError` where a file is, or lies behind, a link that leads out of the folder of images."""
     root = image_root.resolve()
-    folders = {folder for image in images for folder in (image_root / image.filename).parents}
+    folders = {(image_root / image.filename).parent for image in images}
+    folders |= {above for folder in folders for above in folder.parents}
     folders -= {image_root, *image_root.parents}
     for path in (*folders, *(image_root / image.filename for image in images)):
         if path.is_symlink() and not path.resolve().is_relative_to(root):

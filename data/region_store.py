@@ -143,7 +143,7 @@ def _task(row: int) -> Looked:
 def _single_threads() -> Iterator[None]:
     """Libraries of processes that are started here use one thread each: there are as many processes as cores.
 
-    glibc keeps there what is freed, as `tune_memory` of utils/devices.py has it: a quarter of felzenszwalb's time.
+    glibc keeps there 64 MB of what is freed, for the next image's arrays (as `tune_memory` in utils/devices.py).
     """
     before = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")
