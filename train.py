@@ -116,7 +116,10 @@ def main(config: Config, resume: bool) -> None:
     with accelerator.main_process_first():  # what it downloads, draws or encodes the others find in the cache
         init, teachers = load_models(config)
         wanted = config.model.encoder
-        encoder = copy.deepcopy(init.captioner.encoder) if init else load_encoder(wanted.name, wanted.weights)
+        if init:
+            encoder = copy.deepcopy(init.captioner.encoder)
+        else:
+            encoder = load_encoder(wanted.name, wanted.weights, wanted.extra_layers)
         given = next((model.vocabulary for model in (init, *teachers) if model), None)
         data = open_data(config, criteria.heads, encoder.to(accelerator.device), given, precision)
     show_data(data.dataset, data.batches["train"], data.batches["val"], len(data.vocabulary), console)
@@ -181,7 +184,7 @@ def open_data(
     """Annotations, words, what the decoder will look at, and the heads that criteria name, with what they should give.
 
     Without a `vocabulary` it is that of the train captions. Raises `UserError` where the encoder takes no images of
-    `data.size`, or no word stands `data.min_count` times.
+    `data.size` or an extra layer gives no map, or no word stands `data.min_count` times.
     """
     try:
         cells, channels = encoder.output_shape(config.data.size)
@@ -190,6 +193,8 @@ def open_data(
             f"model.encoder.name={encoder.name} cannot look at images of data.size={config.data.size} "
             f"({reason(error)}); choose another size or encoder"
         ) from None
+    except ValueError as error:
+        raise UserError(f"model.encoder.extra_layers: {error}; choose a layer that all of it passes") from None
     dataset = open_dataset(config)
     images = {split: dataset.split(split) for split in ("train", "val")}
     if vocabulary is None:

@@ -1,6 +1,6 @@
 """CNN encoders: images to a grid of features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.capture import captured, worth_capturing
 from models.folding import fold_norms
+from models.layers import beside, overheard
 from models.lite import VARIANTS, EfficientNetLite
 from models.vit import DINOV2, VisionTransformer
 
@@ -21,6 +22,9 @@ class Encoder(nn.Module):
     Args:
         name: a model of timm (`resnet50`, `tf_efficientnet_lite2`, `swin_tiny_patch4_window7_224`, ...) or, as
             `torchvision/resnet50`, of torchvision. Raises `ValueError` where neither knows it.
+        extra_layers: modules of the backbone by their names (`blocks.4`, `layer3`), whose maps are laid beside the last
+            one's (models/layers.py). Raises `ValueError` where the backbone has no such module, and when it looks
+            where one gives no map.
         backbone: in place of the one of that name, a module with what `models.vit.VisionTransformer` has.
 
     Shape:
@@ -35,9 +39,9 @@ class Encoder(nn.Module):
     std: Tensor
     translation: Callable[[Tensor], Tensor] | None = None  # what it looks through for a while (models/runtime.py)
 
-    def __init__(self, name: str, backbone: nn.Module | None = None) -> None:
+    def __init__(self, name: str, extra_layers: Sequence[str] = (), backbone: nn.Module | None = None) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.extra_layers = name, tuple(extra_layers)
         if ":" in name:  # timm would look into a folder, or fetch it
             raise ValueError(f"no encoder {name!r}: only timm's own names and torchvision/NAME are known")
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -55,6 +59,10 @@ class Encoder(nn.Module):
             raise ValueError(f"no encoder {name!r}: {error}") from None
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
+        for layer in self.extra_layers:
+            if layer not in dict(self.backbone.named_modules()):
+                known = ", ".join(part for part, _ in self.backbone.named_children())
+                raise ValueError(f"{name} has no layer {layer!r}; it has {known}, and what is in these")
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, N, D] of uint8 images [B, 3, H, W]."""
@@ -73,11 +81,18 @@ class Encoder(nn.Module):
     def _see(self, images: Tensor) -> Tensor:
         scaled = (images.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
         scaled = scaled.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs, no slower elsewhere
-        if isinstance(self.backbone, nn.Sequential):
-            features = self.backbone(scaled)
-        else:
-            features = self.backbone.forward_features(scaled)  # type: ignore[operator]
-        return self._rows(features)
+        with overheard(self.backbone, self.extra_layers) as given:
+            if isinstance(self.backbone, nn.Sequential):
+                features = self.backbone(scaled)
+            else:
+                features = self.backbone.forward_features(scaled)  # type: ignore[operator]
+        channels = getattr(self.backbone, "num_features", features.shape[1])
+        channels_first = features.ndim == 3 or features.shape[1] == channels
+        for layer, parts in given.items():
+            if not parts or not all(isinstance(part, Tensor) and part.ndim in (3, 4) for part in parts):
+                raise ValueError(f"{self.name} gives no map at its layer {layer!r}")
+        maps = [torch.cat(parts) for parts in given.values()]  # a transformer may look at a batch in parts
+        return beside(self._rows(features, channels_first), [self._rows(seen, channels_first) for seen in maps])
 
     def freeze(self, stages: int) -> None:
         """Keep the first `stages` stages as they are (the stem is the first): no gradient runs back that far.
@@ -101,14 +116,11 @@ class Encoder(nn.Module):
         for parameter in chain.from_iterable(groups[:stages]):
             parameter.requires_grad_(False)
 
-    def _rows(self, features: Tensor) -> Tensor:
-        """[B, D, h, w], [B, h, w, D] or [B, prefix + N, D] as [B, N, D]."""
+    def _rows(self, features: Tensor, channels_first: bool) -> Tensor:
+        """[B, D, h, w], else [B, h, w, D], or [B, prefix + N, D] as [B, N, D]."""
         if features.ndim == 3:
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
-        channels = getattr(self.backbone, "num_features", features.shape[1])
-        if features.shape[1] == channels:
-            return features.flatten(2).transpose(1, 2)
-        return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
 
     def freeze_unused(self, size: int) -> None:
         """No gradient for parameters that features of `size` x `size` images do not depend on, as a classifier's norm.

@@ -68,12 +68,16 @@ class Ensemble(Captioner):
 
 def _looks(encoders: Sequence[Encoder]) -> list[tuple[Encoder, list[int]]]:
     """Encoders that see together what these do, each with the places of those whose features it gives side by side."""
-    twins = [place for place, encoder in enumerate(encoders) if isinstance(encoder.backbone, VisionTransformer)]
+    twins = [
+        place
+        for place, encoder in enumerate(encoders)
+        if isinstance(encoder.backbone, VisionTransformer) and not encoder.extra_layers
+    ]
     backbones = [cast(VisionTransformer, encoders[place].backbone) for place in twins]
     scales = {(*encoders[place].mean.tolist(), *encoders[place].std.tolist()) for place in twins}
     if len(twins) < 2 or len(scales) > 1 or not alike(backbones):
         return [(encoder, [place]) for place, encoder in enumerate(encoders)]
-    joint = Encoder(DINOV2, Branches(backbones))
+    joint = Encoder(DINOV2, backbone=Branches(backbones))
     joint.mean.copy_(encoders[twins[0]].mean)
     joint.std.copy_(encoders[twins[0]].std)
     return [(joint, twins), *((encoder, [place]) for place, encoder in enumerate(encoders) if place not in twins)]

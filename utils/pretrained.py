@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,15 +31,17 @@ DINOV2_NAMES = (  # transformers', timm's
 )
 
 
-def load_encoder(name: str, weights: str) -> Encoder:
+def load_encoder(name: str, weights: str, extra_layers: Sequence[str] = ()) -> Encoder:
     """An encoder with its `weights` (`fill_encoder`), or with random ones where they are `none`.
 
-    Raises `UserError` where the encoder is unknown or the weights cannot be had.
+    Raises `UserError` where the encoder or a layer is unknown or the weights cannot be had.
     """
     try:
-        encoder = Encoder(name)
+        encoder = Encoder(name, extra_layers)
     except ValueError as error:
-        raise UserError(f"{error}; model.encoder.name is a model of timm, or torchvision/NAME") from None
+        raise UserError(
+            f"{error}; model.encoder.name is a model of timm or torchvision/NAME, .extra_layers are modules of it"
+        ) from None
     if weights != "none":
         fill_encoder(encoder, weights)
     return encoder

@@ -136,7 +136,7 @@ def frozen_features(
     """
     files = image_files(config, dataset, images)
     description = {
-        "encoder": encoder.name,
+        "encoder": [encoder.name, *encoder.extra_layers],
         "weights": digest(encoder.state_dict()),
         "precision": precision,
         "preprocessing": preprocessing_of(config).to_dict(),

@@ -145,6 +145,9 @@ def test_twins_look_once_through_what_they_share(images: Visual) -> None:
     ensemble = Ensemble(each).eval()
     assert [places for _, places in ensemble.looks] == [[0, 2], [1]]
     each_sees_its_own(ensemble, each, images, 2)
+    each[0].encoder.extra_layers = ("blocks.7",)  # which a branch would not give
+    assert [places for _, places in Ensemble(each).looks] == [[0], [1], [2]]
+    each[0].encoder.extra_layers = ()
     with torch.no_grad():
         each[2].encoder.mean.add_(0.1)  # images that are scaled otherwise
     assert [places for _, places in Ensemble(each).looks] == [[0], [1], [2]]

@@ -8,9 +8,17 @@ from models.runtime import MANY, translated
 IMAGES = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "torchvision/resnet18"])
-def test_features_are_the_same(name: str) -> None:
-    encoder = Encoder(name).eval()
+@pytest.mark.parametrize(
+    ("name", "extra_layers"),
+    [
+        ("tf_efficientnet_lite0", []),
+        ("tf_efficientnet_lite0", ["blocks.4"]),
+        ("resnet18", []),
+        ("torchvision/resnet18", []),
+    ],
+)
+def test_features_are_the_same(name: str, extra_layers: list[str]) -> None:
+    encoder = Encoder(name, extra_layers).eval()
     with torch.inference_mode():
         exact = encoder(IMAGES)
         with translated(encoder, MANY, "fp32"):

@@ -76,6 +76,16 @@ def test_a_checkpoint_alone_is_enough(tmp_path: Path) -> None:
     assert loaded.captioner.decoder.classifier.weight is loaded.captioner.decoder.embedding.weight
 
 
+def test_extra_layers_come_along(tmp_path: Path) -> None:
+    tree = CONFIG.model_dump()
+    tree["model"]["encoder"]["extra_layers"] = layers = ["blocks.2", "blocks.0"]
+    config, encoder = parse_config(tree, ""), Encoder("test_efficientnet", layers)
+    channels = encoder.output_shape(64)[1]
+    model = build_captioner(config, encoder, len(VOCABULARY), channels).eval()
+    save_checkpoint(tmp_path / "c", Checkpoint(model, VOCABULARY, Preprocessing(64), config, {}))
+    assert channels > 256 and torch.equal(logits(load_checkpoint(tmp_path / "c").captioner), logits(model))
+
+
 @pytest.mark.parametrize("tell", [False, True])
 def test_heads_that_captions_are_made_with_stay_and_others_go(tmp_path: Path, tell: bool) -> None:
     """The same draws of a code, and the same words at once, from the file as from the model that was trained."""

@@ -77,6 +77,14 @@ def test_what_a_head_tells_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "exported").exists()
 
 
+def test_extra_layers_are_exported(checkpoint: Path, tmp_path: Path) -> None:
+    loaded, encoder = load_checkpoint(checkpoint), Encoder("test_efficientnet", ["blocks.2"])
+    channels = encoder.output_shape(32)[1]
+    captioner = build_captioner(loaded.config, encoder, len(loaded.vocabulary), channels).eval()
+    program.export(replace(loaded, captioner=captioner), tmp_path / "exported")  # which compares six captions
+    assert (tmp_path / "exported" / "encoder.onnx").exists()
+
+
 def test_a_transformer_is_exported_for_any_number_of_images(checkpoint: Path, tmp_path: Path) -> None:
     loaded, name = load_checkpoint(checkpoint), "vit_small_patch14_dinov2"
     captioner = build_captioner(loaded.config, Encoder(name), len(loaded.vocabulary), 384).eval()

@@ -376,6 +376,7 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
     student: list[str | Path] = ["--output-dir", tmp_path / "student", "--epochs", "1", "model.decoder.width=16"]
     # the teachers look through their own
     student += ["model.encoder.name=test_efficientnet", "model.encoder.weights=none"]
+    student += ["model.encoder.extra_layers=[blocks.2]"]
     teachers = f"train.teachers=[{first / 'best.safetensors'}, {second / 'best.safetensors'}]"
     taught = "model.losses=[{criterion: cross_entropy}, {criterion: kl_distillation}]"
     call(*shared, *student, teachers, taught)
@@ -394,6 +395,10 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
         (["model.losses=[{criterion: rlhf_kl}]"], r"target\.ref_logits.*train\.init brings ref_logits"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.width=8"], r"decoder\.width=24, not 8"),
         ([f"train.init={first / 'best.safetensors'}", "model.decoder.attention=dot"], "attention=additive, not dot"),
+        (
+            [f"train.init={first / 'best.safetensors'}", "model.encoder.extra_layers=[blocks.4]"],
+            r"extra_layers=\[\], not",
+        ),
         ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED[0]}]"], "other words than"),
         (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
         ([f"train.teachers=[{said}]", taught, "train.reward={}"], r"said\.h5 holds no word on samples"),

