@@ -4,7 +4,8 @@
 # make docs   the site of docs/ into build/docs
 # make kills  kill training 100 times and see that nothing is lost (make test: 20 times)
 # make fuzz   feed 10,000 damaged files to all that reads files (make test: 1,000)
-# make rsicd DATA=DIR   train the three captioners that ship from RSICD's files (docs/rsicd.md)
+# make rsicd DATA=DIR   train the three captioners that ship from RSICD's files (docs/rsicd.md); OPTIONS="..." are given
+#             to every step of it
 # make setup  only set up .venv
 #
 # On Linux the torch that arrives can use NVIDIA GPUs and takes 6 GB on the disk. UV_TORCH_BACKEND=cpu make setup
@@ -33,11 +34,11 @@ TRAIN = $(VENV)/bin/python train.py --data-root $(DATA) --resume
 SHIP = $(VENV)/bin/python -m utils.ship --decoding method=consensus --decoding beam_size=10 --decoding views=8
 rsicd: setup
 	for step in encoder captions; do \
-		$(TRAIN) --config configs/rsicd/$$step.yaml --output-dir runs/rsicd/$$step || exit; \
+		$(TRAIN) --config configs/rsicd/$$step.yaml --output-dir runs/rsicd/$$step $(OPTIONS) || exit; \
 	done
 	$(SHIP) runs/rsicd/captions/best.safetensors runs/rsicd/rsicd.safetensors
 	for seed in 0 1; do \
-		$(TRAIN) --config configs/rsicd/dinov2.yaml --output-dir runs/rsicd/dinov2-$$seed --seed $$seed && \
+		$(TRAIN) --config configs/rsicd/dinov2.yaml --output-dir runs/rsicd/dinov2-$$seed --seed $$seed $(OPTIONS) && \
 		$(SHIP) --rank 96 runs/rsicd/dinov2-$$seed/best.safetensors runs/rsicd/rsicd-dinov2-$$seed.safetensors \
 			|| exit; \
 	done

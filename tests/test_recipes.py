@@ -15,7 +15,7 @@ from data.concepts import Concepts
 from data.datasets import load_dataset
 from data.errors import UserError
 from tests.programs import ROOT, SMALL, Words, call, lines, one_epoch, start
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import SHIPPED, load_checkpoint, load_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +76,24 @@ def test_the_encoder_can_be_trained(scenes: Path, cache: str, tmp_path: Path) ->
     changed = [k for k, v in pretrained.items() if (trained[f"encoder.{k}"] != v).any()]
     assert any("conv_stem" in k for k in changed)
     assert not any("running" in k for k in changed)  # BatchNorm's statistics stay
+
+
+def test_one_command_makes_all_that_ships(scenes: Path, tmp_path: Path) -> None:
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "cache", "build"):
+            (tmp_path / path.name).symlink_to(path)
+    options = "--epochs 1 data.size=64 data.limit=6 train.batch_size=6 train.precision=fp32 decoding.max_words=5"
+    command = ["make", "-o", "setup", "rsicd", f"DATA={scenes}", f"OPTIONS={options}"]
+    command.append(f"VENV={Path(sys.executable).parent.parent}")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    made = sorted((tmp_path / "runs" / "rsicd").glob("*.safetensors"))
+    assert [path.name for path in made] == sorted(path.name for path in SHIPPED)
+    for ours, theirs in zip(map(load_checkpoint, made), map(load_checkpoint, sorted(SHIPPED)), strict=True):
+        assert ours.config.model.encoder.extra_layers == theirs.config.model.encoder.extra_layers
+        assert ours.config.model.decoder == theirs.config.model.decoder
+        assert ours.config.decoding.method == theirs.config.decoding.method
+    load_checkpoints(made)  # as one
 
 
 def test_any_list_of_losses_can_be_trained(scenes: Path, cache: str, tmp_path: Path) -> None:
