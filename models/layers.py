@@ -1,6 +1,6 @@
 """Maps of layers inside a backbone, laid beside the one that it gives.
 
-Lower layers see smaller things and colours that the last one no longer tells apart.
+Lower layers have smaller cells and know less of what they see.
 """
 
 import math
