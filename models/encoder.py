@@ -59,8 +59,9 @@ class Encoder(nn.Module):
             raise ValueError(f"no encoder {name!r}: {error}") from None
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
+        layers = dict(self.backbone.named_modules())
         for layer in self.extra_layers:
-            if layer not in dict(self.backbone.named_modules()):
+            if layer not in layers:
                 known = ", ".join(part for part, _ in self.backbone.named_children())
                 raise ValueError(f"{name} has no layer {layer!r}; it has {known}, and what is in these")
 
