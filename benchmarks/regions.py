@@ -18,7 +18,8 @@ from skimage.segmentation import felzenszwalb, slic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.regions import RegionSpec, enlarged, grouping, segment
+from data.grouping import grouping
+from data.regions import RegionSpec, enlarged, segment
 from data.synthetic import Scene, generate_scene
 from utils.progress import track
 

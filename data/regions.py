@@ -16,9 +16,8 @@ import numpy as np
 
 from data.masks import read_masks
 
-METHOD = 6  # of how regions are found; a store of another's is not taken
+METHOD = 7  # of how regions are found; a store of another's is not taken
 SMALLER = {"slic": 0.5, "felzenszwalb": 0.5, "selective_search": 0.25}  # s / S (docs/speed.md); of given masks 1
-COLOURS, ORIENTATIONS, STRENGTHS = 25, 8, 10  # histogram bins of selective search, as in the paper
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,20 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
     a segment, the smoothing, and `scale` where segments are to be seen, but not where they are only what groups begin
     with, which get worse.
     """
-    from skimage.segmentation import felzenszwalb, slic  # here, since captioning on the grid does without it
+    # here, since captioning on the grid does without them
+    from data.felzenszwalb import felzenszwalb
+    from data.grouping import grouping
 
     several, share, side = spec.kind == "selective_search", SMALLER[spec.kind], mask_side(spec.kind, len(image))
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     if spec.kind == "slic":  # in half of the usual rounds
+        from skimage.segmentation import slic
+
         labels = slic(small, spec.count, spec.compactness, max_num_iter=5, start_label=0)
     else:
         least = max(1, side**2 // (400 if several else 1000))
         scale = spec.scale if several else spec.scale * share**2
-        labels = felzenszwalb(small, scale=scale, sigma=0.8 * share, min_size=least)
+        labels = felzenszwalb(small, scale, 0.8 * share, least)
     segments = int(labels.max()) + 1
     # by `take` and not by an index, after which masks would lie pixel by pixel in memory, which is slow for all to come
     if several:
@@ -127,56 +130,6 @@ def segment(image: np.ndarray, spec: RegionSpec) -> np.ndarray:
         return labels == np.arange(segments)[:, None, None]
     members, parents = grouping(labels, small, spec.count)
     return members[parents == len(members)].take(labels, 1)
-
-
-def grouping(labels: np.ndarray, image: np.ndarray, left: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the most similar two neighbours of n segments again and again, until `left` are left.
-
-        similarity = colour + texture + size + fill                                  (Uijlings et al., eq. 2-6)
-
-    Colour and texture are intersections of histograms; size and fill prefer what is small and what fits together.
-
-    Args:
-        labels: int [S, S], segments 0 to n - 1. image: uint8 [S, S, 3]. left: 1 to n.
-
-    Returns:
-        members bool [2n - left, n], the segments of every node, in the order in which they were made; parents int
-        [2n - left], the node that each was merged into (2n - left: none).
-    """
-    n = int(labels.max()) + 1
-    total, pixels = 2 * n - left, labels.size
-    members = np.zeros((total, n), bool)
-    members[np.arange(n), np.arange(n)] = True
-    parents = np.full(total, total)
-    # of what is there, n at first; of two that merge the first stands for both from then on, the second for nothing
-    node = list(range(n))
-    looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
-    sizes = np.bincount(labels.ravel(), minlength=n).tolist()
-    corners = _corners(labels, n)  # least y, least x, and -(greatest y), -(greatest x)
-
-    def similar(one: int | np.ndarray, others: np.ndarray) -> np.ndarray:
-        look = np.minimum(looks[one], looks[others]).sum(-1)  # of colours and of textures
-        box = np.minimum(corners[one], corners[others])
-        hull = (1 - box[:, 2] - box[:, 0]) * (1 - box[:, 3] - box[:, 1])
-        return look + 2 - hull / pixels  # size and fill: 1 - size / pixels and 1 - (hull - size) / pixels
-
-    similarity = np.full((n, n), -np.inf)  # of those that do not touch
-    ones, others = np.nonzero(np.triu(_neighbours(labels, n)))
-    similarity[ones, others] = similarity[others, ones] = similar(ones, others)
-    for made in range(n, total):
-        one, other = divmod(int(similarity.argmax()), n)
-        np.logical_or(members[node[one]], members[node[other]], out=members[made])
-        parents[node[one]] = parents[node[other]] = node[one] = made
-        both = sizes[one] + sizes[other]
-        looks[one] = (sizes[one] * looks[one] + sizes[other] * looks[other]) / both
-        sizes[one] = both
-        np.minimum(corners[one], corners[other], out=corners[one])
-        closest = np.maximum(similarity[one], similarity[other])
-        closest[one] = closest[other] = -np.inf
-        others = np.flatnonzero(closest > -np.inf)
-        similarity[other] = similarity[:, other] = -np.inf
-        similarity[one, others] = similarity[others, one] = similar(one, others)
-    return members, parents
 
 
 def cell_shares(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -195,46 +148,3 @@ def _overlaps(pixels: int, cells: int) -> np.ndarray:
     starts = np.arange(pixels)
     covered = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
     return (covered.clip(0) * cells / pixels).astype(np.float32)
-
-
-def _neighbours(labels: np.ndarray, n: int) -> np.ndarray:
-    """Which segments touch along an edge, bool [n, n]."""
-    near = np.zeros((n, n), bool)
-    for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
-        near[a, b] = near[b, a] = True
-    np.fill_diagonal(near, False)
-    return near
-
-
-def _histograms(labels: np.ndarray, bins: np.ndarray, count: int) -> np.ndarray:
-    """Histograms of `bins` [S, S, C] in 0 to `count` - 1 over each segment, [n, C * count], rows sum to 1."""
-    n, channels = int(labels.max()) + 1, bins.shape[-1]
-    places = (labels[..., None] * channels + np.arange(channels)) * count + bins
-    counts = np.bincount(places.ravel(), minlength=n * channels * count).reshape(n, -1).astype(float)
-    return counts / counts.sum(1, keepdims=True)
-
-
-def colours(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Histograms of hue, saturation and value over each segment, [n, 3 * 25], rows sum to 1."""
-    hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV) / (360, 1, 1)
-    return _histograms(labels, np.minimum(hsv * COLOURS, COLOURS - 1).astype(int), COLOURS)
-
-
-def textures(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Histograms of each colour's Gaussian derivatives in eight directions, [n, 3 * 8 * 10]; rows sum to 1."""
-    from scipy.ndimage import gaussian_filter
-
-    values = image.astype(np.float32)
-    slope = np.stack([gaussian_filter(values, 1.0, order=order, axes=(0, 1)) for order in ((0, 1), (1, 0))], -1)
-    angles = np.arange(ORIENTATIONS) * 2 * np.pi / ORIENTATIONS
-    slopes = slope.reshape(-1, 2) @ np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
-    most = slopes.max() or 1.0
-    bins = (slopes * (STRENGTHS / most)).clip(0, STRENGTHS - 1).astype(int)
-    return _histograms(labels, bins.reshape(*labels.shape, -1), STRENGTHS)
-
-
-def _corners(labels: np.ndarray, n: int) -> np.ndarray:
-    from scipy.ndimage import find_objects
-
-    boxes = find_objects(labels + 1, n)
-    return np.array([[y.start, x.start, 1 - y.stop, 1 - x.stop] for y, x in boxes], float)

@@ -14,17 +14,12 @@ from data.images import read_image
 from data.loading import ImageFiles, Visuals
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
 from data.regions import (
-    ORIENTATIONS,
-    STRENGTHS,
     RegionFinder,
     RegionSpec,
     cell_shares,
-    colours,
     enlarged,
-    grouping,
     mask_side,
     segment,
-    textures,
     unpacked,
 )
 from data.transforms import Preprocessing, view_of
@@ -83,70 +78,6 @@ def test_selective_search_has_regions_of_all_sizes(paths: list[Path]) -> None:
         for other in masks:
             both = (one & other).sum()
             assert both in (0, one.sum(), other.sum())
-
-
-def test_grouping_merges_what_is_alike_first() -> None:
-    labels = np.repeat(np.arange(4), 16)[None].repeat(16, 0)  # four strips
-    image = np.array([[200, 0, 0], [196, 0, 0], [0, 0, 90], [0, 0, 94]], np.uint8)[labels]
-    members, parents = grouping(labels, image)
-    pairs = {tuple(np.flatnonzero(row)) for row in members[4:]}
-    assert pairs == {(0, 1), (2, 3), (0, 1, 2, 3)}
-    assert parents.tolist() == [parents[0], parents[0], parents[2], parents[2], 6, 6, 7]
-
-
-def naive_grouping(labels: np.ndarray, image: np.ndarray) -> list[frozenset[int]]:
-    """What is made one after the other, all pairs looked at each time; looks of a group are means over its pixels."""
-    looks = np.concatenate([colours(labels, image), textures(labels, image)], 1)
-    sizes = np.bincount(labels.ravel())
-    groups = [frozenset([segment]) for segment in range(labels.max() + 1)]
-    made = []
-
-    def similarity(one: frozenset[int], other: frozenset[int]) -> float:
-        masks = [np.isin(labels, list(group)) for group in (one, other)]
-        grown = np.pad(masks[0], 1)
-        around = grown[:-2, 1:-1] | grown[2:, 1:-1] | grown[1:-1, :-2] | grown[1:-1, 2:]
-        if not (around & masks[1]).any():
-            return -np.inf
-        mean = [np.average(looks[list(group)], axis=0, weights=sizes[list(group)]) for group in (one, other)]
-        rows, columns = np.nonzero(masks[0] | masks[1])
-        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-        size = len(rows)
-        return float(np.minimum(*mean).sum()) + 1 - size / labels.size + 1 - (box - size) / labels.size
-
-    while len(groups) > 1:
-        pair = max(itertools.combinations(groups, 2), key=lambda two: similarity(*two))
-        made.append(pair[0] | pair[1])
-        groups = [group for group in groups if group not in pair] + [made[-1]]
-    return made
-
-
-@pytest.mark.parametrize("left", [1, 5])
-def test_grouping_is_that_of_all_pairs_looked_at_each_time(paths: list[Path], left: int) -> None:
-    for path in paths[:2]:
-        image = Preprocessing(32).resized(read_image(path))
-        labels = np.kron(np.arange(16).reshape(4, 4), np.ones((8, 8), int))
-        members, parents = grouping(labels, image, left)
-        found = [frozenset(np.flatnonzero(row).tolist()) for row in members]
-        assert found[16:] == naive_grouping(labels, image)[: 16 - left]
-        whole = [found[node] for node in np.flatnonzero(parents == len(found))]
-        assert len(whole) == left and sorted(itertools.chain(*whole)) == list(range(16))
-        assert all(found[node] < found[parent] for node, parent in enumerate(parents) if parent < len(found))
-
-
-def test_texture_tells_apart_what_has_the_same_colours() -> None:
-    labels = np.repeat(np.arange(4), 16)[None].repeat(64, 0)  # four strips
-    stripes = np.tile(np.repeat(np.array([80, 160], np.uint8), 4), 8)
-    image = np.where(labels < 2, stripes[:, None], stripes)[..., None].repeat(3, 2)  # lying, lying, upright, upright
-    members, _ = grouping(labels, image)
-    assert {tuple(np.flatnonzero(row)) for row in members[4:6]} == {(0, 1), (2, 3)}
-
-
-def test_a_colour_has_its_own_texture() -> None:
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[..., 0] = np.tile(np.repeat(np.array([0, 200], np.uint8), 4), 4)  # upright stripes of red
-    red, green, blue = textures(np.zeros((32, 32), int), image)[0].reshape(3, ORIENTATIONS, STRENGTHS)
-    assert red[0, 1:].any() and not red[2, 1:].any()  # steep to the side, flat downwards
-    assert (green[:, 0] == green.sum(1)).all() and (blue[:, 0] == blue.sum(1)).all()  # flat in every direction
 
 
 def test_fewer_regions_than_asked_for_leave_the_rest_missing() -> None:
