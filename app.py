@@ -228,17 +228,20 @@ def main(arguments: argparse.Namespace) -> None:
         for event in (image.change, chosen.change):
             event(answer, [image, chosen], result, concurrency_limit=1)
         page.queue(max_size=WAITING)
-        page.launch(
-            server_name=arguments.host,
-            server_port=arguments.port,
-            max_file_size=MAX_BYTES,
-            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-            allowed_paths=[folder],
-            share=False,
-            quiet=True,  # what Gradio says of public links is not for a page that sends nothing anywhere
-            prevent_thread_lock=True,
-        )
+        try:
+            page.launch(
+                server_name=arguments.host,
+                server_port=arguments.port,
+                max_file_size=MAX_BYTES,
+                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                footer_links=[],
+                allowed_paths=[folder],
+                share=False,
+                quiet=True,  # what Gradio says of public links is not for a page that sends nothing anywhere
+                prevent_thread_lock=True,
+            )
+        except (OSError, OverflowError):
+            raise UserError(f"cannot listen at {arguments.host}:{arguments.port}; choose another --port") from None
         print(f"the page is at {page.local_url}", flush=True)
         page.block_thread()
 

@@ -124,7 +124,7 @@ def main(arguments: argparse.Namespace) -> None:
         scene = Path(files[0])
         files = tile_names(files, tiling)
         if output and output.suffix in PLACED:
-            check_placed(files, output)
+            check_placed(files, output, tiling)
         about |= {"bands": list(tiling.bands or ()), "stretch": list(tiling.percentiles or ())}
     query = None
     if arguments.find:

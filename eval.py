@@ -3,6 +3,7 @@
 python eval.py --checkpoint runs/RSICD-.../best.safetensors --dataset RSICD --data-root DIR --split val
 python eval.py --checkpoint runs/RSICD-.../best.safetensors --decoding method=sample --decoding samples=5
 python eval.py --results captions.json --dataset RSICD --data-root DIR
+python eval.py --results RUN/val.json --config RUN/config.yaml --split val
 python eval.py --results captions.json --baseline others.json --dataset RSICD --data-root DIR --report report.html
 
 A results file is COCO's: [{"image_id": imgid or filename, "caption": ".."}], or what --output wrote.
@@ -20,6 +21,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     offer_checkpoints(what)
     what.add_argument("--results", metavar="CAPTIONS.json", help="captions to score as they are")
+    parser.add_argument(
+        "--config", metavar="RUN/config.yaml", help="with --results: data set and data options of a run"
+    )
     parser.add_argument("--baseline", metavar="B.json", help="captions of another system: is the difference noise?")
     parser.add_argument("--dataset", help="synthetic, RSICD, UCM, Sydney, NWPU or own (default: the checkpoint's)")
     parser.add_argument("--data-root", metavar="DIR", help="folder with the data set's files as published")
@@ -53,7 +57,7 @@ from metrics.diversity import best_of, diversity, rare_recall, self_cider
 from metrics.scores import Scores, printed, score_captions
 from metrics.statistics import bootstrap, paired_test
 from utils.checkpoint import SHIPPED, Checkpoint, load_checkpoints
-from utils.config import Config, parse_config, with_decoding
+from utils.config import Config, parse_config, read_yaml, with_decoding
 from utils.devices import best_device, looking_precision
 from utils.grounding import SCORES as GROUNDING
 from utils.grounding import ground, known_truth
@@ -68,16 +72,18 @@ NOWHERE = np.empty((0, 0), np.float32)  # the attention of a caption whose atten
 
 def main(arguments: argparse.Namespace) -> None:
     """Caption the split or read the results, score, print, write."""
-    if arguments.results and arguments.dataset is None:
-        raise UserError("--results needs --dataset NAME, the annotations to score against")
+    if arguments.results and arguments.dataset is None and arguments.config is None:
+        raise UserError("--results needs --dataset NAME, the annotations to score against, or the --config of a run")
+    if arguments.config and not arguments.results:
+        raise UserError("--config is for --results; a checkpoint says itself what its data are")
     if arguments.results and (arguments.decoding or arguments.beam_size is not None):
         raise UserError("--beam-size and --decoding are for a checkpoint; what --results holds is said already")
     paths = [] if arguments.results else [Path(path) for path in arguments.checkpoint or SHIPPED]
-    given = [Path(x) for x in (arguments.results, arguments.baseline) if x]
+    given = [Path(x) for x in (arguments.results, arguments.baseline, arguments.config) if x]
     output, report = (Path(x) if x else None for x in (arguments.output, arguments.report))
     check_outputs({"--output": output, "--report": report}, [*paths, *given])
     checkpoint = load_checkpoints(paths) if paths else None
-    config = with_data(checkpoint.config if checkpoint else Config(), arguments)
+    config = with_data(checkpoint.config if checkpoint else read_config(arguments.config), arguments)
     dataset = open_dataset(config)
     images = dataset.split(arguments.split)
     others = read_results(Path(arguments.baseline), images) if arguments.baseline else None
@@ -158,6 +164,11 @@ def main(arguments: argparse.Namespace) -> None:
             ]
         write_report(report, result, examples)
     show(result)
+
+
+def read_config(path: str | None) -> Config:
+    """The configuration in this file, the default without one."""
+    return parse_config(read_yaml(Path(path)), path) if path else Config()
 
 
 def with_data(config: Config, arguments: argparse.Namespace) -> Config:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from data.annotations import SPLITS, AnnotatedImage
-from data.datasets import DATASETS, convention_of, folder_of_images, located
+from data.datasets import DATASETS, LINK, convention_of, folder_of_images, links_out, located
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES, read_image
 from data.parquet import find_parquet, unpack_parquet
@@ -28,6 +28,7 @@ from data.tokenizer import tokenize
 
 SHEET, COLUMNS, SIDE = 24, 6, 224  # images on the sheet, in a row, and their pixels
 LONG = 30  # words: longer captions are cut in training (data.max_words)
+OFTEN = 3  # a word that stands more rarely in the train captions is not learned (data.min_count)
 SMALL = 32  # pixels: encoders need at least so many
 
 
@@ -49,7 +50,8 @@ def check(root: Path) -> Findings:
     """Look at every annotation and every image of the data set in `root`, however `DATASETS` lays one out.
 
     Problems: entries that cannot be read, stand twice or leave the folder; images that are missing, broken or smaller
-    than 32 pixels; images without a caption that has words; no train or no val split; one picture in two splits.
+    than 32 pixels, or links out of the folder; images without a caption that has words; no train or no val split; no
+    word that stands often enough to be learned; one picture in two splits.
     Notes: counts, captions that training will cut, files without annotations, pictures that stand twice in a split.
 
     Raises `UserError` where there is no data set at all.
@@ -80,17 +82,24 @@ def _check_captions(findings: Findings) -> None:
         findings.notes.append(f"{split}: {images[split]} images, {captions[split]} captions")
         if split != "test" and not images[split]:
             findings.problems.append(f"split {split} has no images; training needs train and val")
-    long = 0
+    long, words = 0, Counter[str]()
     for image in findings.images:
-        lengths = [len(tokenize(caption)) for caption in image.captions]
+        tokens = [tokenize(caption) for caption in image.captions]
+        lengths = list(map(len, tokens))
+        words.update(token for caption in tokens if image.split == "train" for token in caption)
         long += sum(length > LONG for length in lengths)
         if not any(lengths):
             findings.problems.append(f"{image.filename}: no caption with words")
+    if images["train"] and max(words.values(), default=0) < OFTEN:
+        findings.problems.append(
+            f"no word stands {OFTEN} times in the train captions; write more of them, or train with data.min_count=1"
+        )
     if long:
         findings.notes.append(f"{long} captions have more than {LONG} words; training cuts them (data.max_words)")
 
 
 def _check_pictures(findings: Findings) -> None:
+    findings.problems += [f"{link}: {LINK}" for link in links_out(findings.images, findings.folder)]
     seen: dict[str, list[AnnotatedImage]] = defaultdict(list)
     for image in track(findings.images, "images", disable=not sys.stderr.isatty(), transient=True):
         try:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +90,7 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 CONVENTIONS = ("captioning", "as-is")
+LINK = "a link that leaves the folder of images; put the file itself there"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
         notes.append(f"{name}: splits follow the captioning convention")
     notes += _size_notes(images, spec)
     images = located(images, image_root)
-    _refuse_links(images, image_root)
+    for link in links_out(images, image_root):
+        raise UserError(f"{link}: {LINK}")
     return CaptionDataset(spec, image_root, tuple(images), tuple(notes))
 
 
@@ -212,15 +214,15 @@ def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedIma
     return images if any(os.path.exists(image_root / name) for name in nested) else flat
 
 
-def _refuse_links(images: list[AnnotatedImage], image_root: Path) -> None:
-    """`UserError` where a file is, or lies behind, a link that leads out of the folder of images."""
+def links_out(images: list[AnnotatedImage], image_root: Path) -> Iterator[Path]:
+    """Files and folders of these images that are links out of the folder of images."""
     root = image_root.resolve()
     folders = {(image_root / image.filename).parent for image in images}
     folders |= {above for folder in folders for above in folder.parents}
     folders -= {image_root, *image_root.parents}
     for path in (*folders, *(image_root / image.filename for image in images)):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise UserError(f"{path}: a link that leaves the folder of images; put the file itself there")
+            yield path
 
 
 def without_broken(dataset: CaptionDataset) -> CaptionDataset:

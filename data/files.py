@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from data.errors import UserError
 
@@ -54,7 +54,7 @@ def making(path: Path) -> Iterator[bool]:
     if path.exists():
         yield False
         return
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(lock_file(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -65,6 +65,27 @@ def making(path: Path) -> Iterator[bool]:
         Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds `path`
     finally:
         lock.release()
+
+
+def held(path: Path) -> FileLock:
+    """The lock of a file that this process writes bit by bit, until it is released, forgotten or the process ends.
+
+    A process may take its own lock again. `UserError` where another one has it, or nothing can be written there.
+    """
+    lock = FileLock(lock_file(path), timeout=0, is_singleton=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{path}: another process is writing it; wait for its end, or name another output") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); check space and rights") from None
+    return lock
+
+
+def lock_file(path: Path) -> Path:
+    """The file beside `path` that says whether a process is at it."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def check_writable(path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import ablate
 import train
 from data.errors import UserError
-from utils.config import load_config, parse_config, read_yaml
+from utils.config import Config, load_config, parse_config, read_yaml
 from utils.files import write_json
 from utils.grid import load_grid, variants
 
@@ -202,7 +202,12 @@ def test_every_grid_that_ships_is_valid() -> None:
         ({"baseline": {"colour": "red"}}, "no such factor"),
         ({"factors": {"data.limit": [5, 6]}, "baseline": {}}, "change the val images"),
         ({"seeds": []}, "seeds"),
-        ({"baseline": {}, "factors": {"a": {"b": {"seed": 1}}, "seed": [2]}}, "a and seed both set seed"),
+        ({"base": {"seed": 3}}, "seed is each run's own; set seeds"),
+        ({"factors": {"seed": [1, 2]}, "baseline": {}}, "seed is each run's own; set seeds"),
+        (
+            {"baseline": {}, "factors": {"a": {"b": {"train.lr": 1.0}}, "train.lr": [2.0]}},
+            "a and train.lr both set train.lr",
+        ),
         ({"base": {"model.losses": [{}]}, "baseline": {}, "factors": {"model.losses.1.weight": [1]}}, "a list of 1,"),
         ({"base": {"train": 3}, "factors": {"train.lr": [1.0]}, "baseline": {}}, "train is a value"),
     ],
@@ -214,6 +219,15 @@ def test_slips_in_a_grid_are_named(grid: Path, change: dict, fault: str) -> None
     assert str(grid) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_a_factor_sets_is_not_set_from_outside(grid: Path) -> None:
+def test_the_default_losses_are_reached_into(grid: Path) -> None:
+    change = {"base": {"train.epochs": 1}, "factors": {"model.losses.0.beta": [0.5]}, "baseline": {}}
+    grid.write_text(yaml.safe_dump(GRID | change))
+    (cell,) = variants(grid, load_grid(grid), {})
+    assert cell.config.model.losses == [Config().model.losses[0] | {"beta": 0.5}]
+
+
+def test_what_a_factor_or_a_run_sets_is_not_set_from_outside(grid: Path) -> None:
+    with pytest.raises(UserError, match="output_dir is each run's own; set --output-dir"):
+        variants(grid, load_grid(grid), {"output_dir": "elsewhere"})
     with pytest.raises(UserError, match=r"model\.decoder\.width"):
         variants(grid, load_grid(grid), {"model.decoder.width": 3})

@@ -147,6 +147,12 @@ def test_the_page_does_what_it_promises(browser: Any, address: str, scenes: Path
     assert outside == []  # nothing comes from elsewhere
 
 
+def test_a_port_that_is_taken_ends_with_one_line(address: str) -> None:
+    command = [sys.executable, str(ROOT / "app.py"), "--port", address.rpartition(":")[2], str(SHIPPED[0])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "choose another --port" in done.stderr
+
+
 def test_a_checkpoint_that_is_none_ends_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_text("no")
     command = [sys.executable, str(ROOT / "app.py"), str(tmp_path / "x.safetensors")]

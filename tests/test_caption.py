@@ -93,6 +93,9 @@ def test_a_killed_run_goes_on_where_it_stopped(
     while not (partial.exists() and partial.read_bytes().count(b"\n") > caption.BATCH):  # a line is about them all
         assert process.poll() is None
         time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(UserError, match=r"killed\.csv\.partial: another process is writing it"):
+        call(*arguments, output)
     process.kill()
     process.wait()
     assert not output.exists()

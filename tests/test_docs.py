@@ -181,3 +181,19 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for rooms in (ROOT / "docs" / "rooms").glob("*.md"):
         for module in re.findall(r"^::: (\S+)", rooms.read_text(), re.MULTILINE):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (["a.png,train,a road, with cars"], "line 2: has not as many values as the first line; quote those with a ','"),
+        (["a.png,train"], "line 2: has not as many values"),
+        (["a.png,train,a road", "a.png,val,a river"], "line 3: a.png is in train, above, and val; keep one"),
+    ],
+)
+def test_a_table_that_would_lose_words_is_refused(tmp_path: Path, lines: list[str], fault: str) -> None:
+    (tmp_path / "table.csv").write_text("\n".join(["filename,split,caption", *lines]))
+    script = ROOT / "docs" / "tutorials" / "table_to_dataset.py"
+    command = [sys.executable, script, tmp_path / "table.csv", tmp_path / "dataset.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 2 and fault in done.stderr and not (tmp_path / "dataset.json").exists()

@@ -14,6 +14,8 @@ from data.annotations import AnnotatedImage, read_karpathy
 from data.errors import UserError
 from metrics.scores import score_captions
 from metrics.statistics import bootstrap
+from utils.config import dump_config, parse_config
+from utils.sources import thinned
 
 Write = Callable[[str, list[str]], Path]
 
@@ -114,6 +116,20 @@ def test_the_difference_is_that_of_the_two_scores(scenes: Path, images: list[Ann
     # what --output wrote is a results file itself
     again = run(first, scenes, "--baseline", second.with_suffix(".out"))
     assert again["comparison"]["metrics"] == one["comparison"]["metrics"]
+
+
+def test_a_run_says_which_images_its_captions_are_of(
+    scenes: Path, images: list[AnnotatedImage], tmp_path: Path
+) -> None:
+    some = thinned(images, 5)
+    rows = [{"image_id": image.imgid, "caption": image.captions[0]} for image in some]
+    (tmp_path / "val.json").write_text(json.dumps(rows))
+    config = parse_config({"dataset": "RSICD", "data_root": str(scenes), "data": {"limit": 5}}, "")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(UserError, match="without a caption"):
+        run(tmp_path / "val.json", scenes)
+    result = run(tmp_path / "val.json", scenes, "--config", tmp_path / "config.yaml")
+    assert [entry["image_id"] for entry in result["captions"]] == [image.imgid for image in some]
 
 
 def test_a_baseline_of_other_images_is_an_error(scenes: Path, images: list[AnnotatedImage], write: Write) -> None:

@@ -88,6 +88,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(scenes: Path, run_dir: Path, ca
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: another process is writing it"):
+        call("train", *words)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(lines(folder)) < len(lines(run_dir))
@@ -312,6 +315,17 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "model.losses=[{criterion: hinge}]"], "unknown criterion 'hinge'"),
         (["train", "model.losses=[{criterion: custum_loss, beta: 1, delta: 2}]"], "knows no key 'delta'"),
         (["train", "model.losses=[{criterion: yolox_loss}]"], "yolox_loss needs"),
+        (
+            ["train", "model.losses=[{criterion: custum_loss, beta: high}]"],
+            "beta = 'high': Input should be a valid number",
+        ),
+        (["train", "model.losses=[{criterion: custum_loss, gamma: ~}]"], "gamma = None: Input should be"),
+        (["train", "model.losses=[{criterion: cross_entropy, ignore_index: 1.5}]"], "ignore_index = 1.5"),
+        (["train", "train.reward={}"], "DSR, AVR and label smoothing make no sense; take them from custum_loss"),
+        (
+            ["train", "train.reward={}", "model.losses=[{criterion: cross_entropy, label_smoothing: 0.1}]"],
+            "take them from cross_entropy",
+        ),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["eval", *checkpoint, "--data-root", "."], "dataset_rsicd.json"),
         (["eval", *checkpoint, "--dataset", "COCO"], "dataset"),
@@ -319,6 +333,8 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["eval", *checkpoint, "--decoding", "length_penalty=-1"], "length_penalty"),
         (["eval", "--checkpoint", "broken.png"], "not a safetensors checkpoint"),
         (["eval", "--results", "broken.png"], "--dataset"),
+        (["eval", "--results", "broken.png", "--config", "broken.png"], "broken.png: "),
+        (["eval", *checkpoint, "--config", "config.yaml"], "--config is for --results"),
         (["eval", "--results", "broken.png", "--dataset", "RSICD", "--beam-size", "3"], "are for a checkpoint"),
         (["eval", "--checkpoint", "broken.png", "--output", "empty"], "empty: is a folder"),  # before all else
         (["eval", "--checkpoint", "broken.png", "--report", "broken.png/r.html"], "r.html: cannot be written"),

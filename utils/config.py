@@ -122,7 +122,7 @@ class ParallelConfig(Section):
     """The head that says all words at once, in twice `data.max_words` slots; `head: parallel`."""
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 128  # of slots and attention
-    layers: Count = 2
+    layers: Annotated[int, Field(ge=1, le=100)] = 2
     dropout: Share = 0.1
 
 
@@ -274,19 +274,30 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 def assign(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
     """Set `section.key` to value in a tree of sections, in place; `where` says in an error who asked for it.
 
-    A number counts the entries of a list from 0: `model.losses.1.weight`.
+    A number counts the entries of a list from 0: `model.losses.1.weight`; of the default list where there is none.
     """
     for dotted, value in settings.items():
         path = dotted.split(".")
         branch: Any = tree
-        for section, following in pairwise(path):
-            branch = branch.setdefault(section, {}) if isinstance(branch, dict) else branch[int(section)]
+        for depth, (section, following) in enumerate(pairwise(path), 1):
+            if isinstance(branch, dict):
+                branch = branch.setdefault(section, _default_list(path[:depth]) if following.isdecimal() else {})
+            else:
+                branch = branch[int(section)]
             entries = len(branch) if isinstance(branch, list) else 0
             if not isinstance(branch, dict) and not (following.isdecimal() and int(following) < entries):
                 what = f"a list of {entries}, whose entries count from 0" if entries else "a value, not a section"
                 raise UserError(f"{where} {dotted}: {section} is {what}")
         key = int(path[-1]) if isinstance(branch, list) else path[-1]
         branch[key] = copy.deepcopy(value)  # other trees may have it, too
+
+
+def _default_list(path: Sequence[str]) -> list[Any]:
+    """What the option at `path` is where nobody sets it; an empty list where that is no list."""
+    found: Any = Config().model_dump()
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def parse_config(tree: dict[str, Any], where: str, settings: Collection[str] = ()) -> Config:

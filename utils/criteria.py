@@ -1,13 +1,15 @@
 """The criteria of `model.losses` at work: what a step of training offers them, and what it makes of their terms."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from data.errors import UserError
 from data.loading import Batch
-from loss import LossFactory, LossResult, build_loss
+from loss import LOSS_REGISTRY, LossFactory, LossResult, build_loss, custum_loss
+from loss.builder import FACTORY_KEYS
 from models.captioner import Output
 from utils.config import Config
 from utils.guides import TARGET as GUIDES
@@ -20,16 +22,43 @@ TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_cou
 
 
 def build_criteria(config: Config) -> LossFactory:
-    """The criteria of `model.losses`; `UserError` where one is not known, or reads what the run does not offer."""
+    """The criteria of `model.losses`.
+
+    `UserError` where one is not known, has a value of the wrong kind, reads what the run does not offer, or makes no
+    sense of the negative weights of `train.reward`.
+    """
     try:
         criteria = build_loss(config.model_dump(), class_dim=-1)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(f"model.losses: {error}") from None
+    for entry in config.model.losses:
+        _check_values(entry)
     guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
     if problems := criteria.missing(OUT, (*TARGET, *guided)):
         ways = [f"; train.{option} brings {key}" for key, option in GUIDES.items() if key in str(problems)]
         raise UserError(f"model.losses: {'; '.join(problems)}{''.join(ways)}")
+    if config.train.reward:
+        for name, head, loss in zip(criteria.names, criteria.heads, criteria.losses, strict=True):
+            pulled = isinstance(loss, custum_loss) and (loss.use_dsr * loss.beta or loss.use_avr * loss.gamma)
+            if head is None and (pulled or getattr(loss, "label_smoothing", 0)):
+                raise UserError(
+                    f"model.losses: train.reward weighs captions, some below 0, of which DSR, AVR and label smoothing "
+                    f"make no sense; take them from {name}, as by model.losses=[{{criterion: cross_entropy}}]"
+                )
     return criteria
+
+
+def _check_values(entry: dict[str, Any]) -> None:
+    kinds = get_type_hints(LOSS_REGISTRY[entry["criterion"]].__init__)
+    for key, value in entry.items():
+        kind = kinds.get(key.removesuffix("_"))
+        if key in FACTORY_KEYS or kind is None:
+            continue
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise UserError(f"model.losses: {entry['criterion']}: {key} = {value!r}: {said}") from None
 
 
 def offered(output: Output, batch: Batch, counts: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:

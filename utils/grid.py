@@ -85,13 +85,16 @@ def load_grid(path: Path) -> Grid:
 def variants(path: Path, grid: Grid, settings: Settings) -> list[Variant]:
     """Every variant of the grid that `path` holds, the baseline first; `settings` of a command line go over the base.
 
-    Raises `UserError` where a level is unknown, two variants have one name, a configuration is not valid, or what
-    `settings` set is a factor's.
+    Raises `UserError` where a level is unknown, two variants have one name, a configuration is not valid, what
+    `settings` set is a factor's, or what is set is a run's own (its seed and folder).
     """
     shared = grid.base | settings
     varied = {key for levels in grid.factors.values() for level in levels.values() for key in level}
     if clash := sorted(varied & settings.keys()):
         raise UserError(f"argument {clash[0]}: the factors of {path} set it; change it there")
+    for key, instead in (("seed", "seeds"), ("output_dir", "--output-dir")):
+        if key in shared or key in varied:
+            raise UserError(f"{path}: {key} is each run's own; set {instead}")
     baseline = []
     for factor, levels in grid.factors.items():
         baseline.append(grid.baseline.get(factor, next(iter(levels), "")))

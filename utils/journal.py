@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.files import held, lock_file
 
 Row = dict[str, Any]
 
@@ -23,7 +24,8 @@ class Journal:
 
     Args:
         path: the finished file; the rows lie in `path` + ".partial", with ".1", ".2", .. behind it for other processes.
-        about: what the rows depend on. `UserError` where there are rows that depend on something else.
+        about: what the rows depend on. `UserError` where there are rows that depend on something else, or another
+            process is making them.
         rank: of the process.
     """
 
@@ -32,8 +34,8 @@ class Journal:
         self.path = self._shared.with_name(f"{self._shared.name}.{rank}") if rank else self._shared
         self._about = about
         self._places: dict[str, tuple[Path, int]] = {}  # where each file's row begins
+        self._lock = held(self.path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as rows come)
             end = self._read(self.path)
             self._file.truncate(end)
@@ -102,6 +104,8 @@ class Journal:
         self._file.close()
         for path in self._all():
             path.unlink()
+            lock_file(path).unlink(missing_ok=True)
+        self._lock.release()
 
     def _failed(self, error: OSError) -> UserError:
         return UserError(

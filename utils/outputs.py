@@ -4,13 +4,13 @@ import csv
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, reason
-from data.scenes import Scene, Tile, parse_tile_name
+from data.scenes import Scene, Tile, Tiling, parse_tile_name
 from utils.journal import Row
 
 Ring = list[tuple[float, float]]
@@ -118,8 +118,8 @@ def _check_known(scene: Scene) -> None:
         ) from None
 
 
-def check_placed(names: Iterable[str], output: Path) -> None:
-    """`UserError` where tiles cannot be written to `output` for want of one known coordinate system."""
+def check_placed(names: Sequence[str], output: Path, tiling: Tiling) -> None:
+    """`UserError` where tiles cannot be written to `output`: none can be read, or they do not say where they lie."""
     found: dict[str, Path] = {}
     for path in dict.fromkeys(path for path, tile in map(parse_tile_name, names) if tile):
         scene = Scene(path)
@@ -135,6 +135,7 @@ def check_placed(names: Iterable[str], output: Path) -> None:
         one, other, *_ = found.values()
         raise UserError(f"{output}: holds one coordinate system, {one} and {other} have two; write .geojson")
     if not found:
+        tiling.open(Path(names[0])).close()  # says what is wrong
         raise UserError(f"{output}: needs scenes that can be read; write .json or .csv")
 
 

@@ -46,13 +46,15 @@ def open_dataset(config: Config) -> CaptionDataset:
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
     dataset = load_dataset(config.dataset, root, config.data.convention)
     dataset = hold_back(dataset, config.data.held_back)
+    if config.data.skip_broken:  # first: who captioned the train images left them out, too
+        dataset = without_broken(dataset)
     if config.data.more_captions:
         dataset = with_captions(dataset, Path(config.data.more_captions))
     if config.data.limit:
         splits = [dataset.split(split) for split in dict.fromkeys(image.split for image in dataset.images)]
         kept = tuple(image for split in splits for image in thinned(split, config.data.limit))
         dataset = replace(dataset, images=kept)
-    return without_broken(dataset) if config.data.skip_broken else dataset
+    return dataset
 
 
 def with_captions(dataset: CaptionDataset, path: Path) -> CaptionDataset:

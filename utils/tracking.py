@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, reason
-from data.files import write_whole
+from data.files import held, lock_file, write_whole
 from utils.config import Config, flatten
 from utils.files import git_sha
 
@@ -20,11 +20,14 @@ class Tracker:
         run_dir: the run's folder. config: its configuration; `config.tracking.mode` is none, offline or online.
             Online without a key or a network becomes offline, with one line that says so.
         lines: when a run is resumed, how many lines its log had; later ones, which it writes again, are dropped.
+
+    `UserError` where another process is at this run.
     """
 
     def __init__(self, run_dir: Path, config: Config, lines: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.lines = lines
+        self._lock = held(self.path)
         before = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         write_whole(self.path, b"".join(before[:lines]))
         self._wandb: Any = _start_wandb(run_dir, config) if config.tracking.mode != "none" else None
@@ -55,6 +58,8 @@ class Tracker:
     def finish(self) -> None:
         """Close the run."""
         self._quietly(lambda: self._wandb.finish())
+        lock_file(self.path).unlink(missing_ok=True)
+        self._lock.release()
 
     @property
     def active(self) -> bool:

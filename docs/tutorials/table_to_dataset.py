@@ -26,13 +26,20 @@ def main() -> None:
         lines = arguments.table.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{arguments.table}: cannot be read as UTF-8 text ({error}); check the path") from None
-    table = csv.DictReader(lines, delimiter=max(",;\t", key="".join(lines[:1]).count))
+    delimiter = max(",;\t", key="".join(lines[:1]).count)
+    table = csv.DictReader(lines, delimiter=delimiter)
     if missing := {"filename", "split", "caption"} - set(table.fieldnames or ()):
         raise UserError(f"{arguments.table}: has no column {', '.join(sorted(missing))}; name it in the first line")
     images: dict[str, dict] = {}
     for row in table:
+        where = f"{arguments.table}: line {table.line_num}"
+        if None in row or None in row.values():
+            raise UserError(f"{where}: has not as many values as the first line; quote those with a {delimiter!r}")
         new: dict = {"filename": row["filename"], "imgid": len(images), "split": row["split"], "sentences": []}
-        images.setdefault(row["filename"], new)["sentences"].append({"raw": row["caption"]})
+        image = images.setdefault(row["filename"], new)
+        if image["split"] != row["split"]:
+            raise UserError(f"{where}: {row['filename']} is in {image['split']}, above, and {row['split']}; keep one")
+        image["sentences"].append({"raw": row["caption"]})
     arguments.dataset.write_text(json.dumps({"images": list(images.values())}, indent=1), encoding="utf-8")
     print(f"{arguments.dataset}: {len(images)} images; now: python -m data.check {arguments.dataset.parent}")
 

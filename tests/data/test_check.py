@@ -49,13 +49,15 @@ def test_every_problem_is_listed(scenes: Path, tmp_path: Path) -> None:
     (folder / name[7]).unlink()
     (folder / name[8]).write_bytes((folder / name[8]).read_bytes()[:200])
     Image.new("RGB", (20, 50)).save(folder / name[9])
+    shutil.move(folder / name[13], root / "elsewhere.png")
+    (folder / name[13]).symlink_to(root / "elsewhere.png")
     shutil.copy(folder / name[10], folder / name[val])
     shutil.copy(folder / name[11], folder / name[12])
     (folder / "nobody.png").write_bytes((folder / name[11]).read_bytes())
 
     done = run(root, "--sheet", tmp_path / "sheet.png")
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
-    assert done.returncode == 1 and "9 problems" in done.stdout and len(problems) == 9
+    assert done.returncode == 1 and "10 problems" in done.stdout and len(problems) == 10
     for expected in (
         f"images[0] ({name[0]!r}): \"split\" is 'dev'",
         f"{name[1]}: no caption with words",
@@ -65,12 +67,27 @@ def test_every_problem_is_listed(scenes: Path, tmp_path: Path) -> None:
         f"{name[7]}: no such image",
         f"{name[8]}: not a readable image",
         f"{name[9]}: 20 x 50 pixels",
+        f"{name[13]}: a link that leaves the folder",
         f"one picture in several splits: {name[10]} (train), {name[val]} (val)",
     ):
         assert sum(expected in line for line in problems) == 1, expected
     for note in ("1 captions have more than 30 words", "1 pictures stand more than once", "image files have no annot"):
         assert note in done.stdout
     assert contact_sheet(check(root)).size[0] == 6 * 234 + 10  # broken images are left out
+
+
+def test_words_that_are_too_rare_to_learn_are_a_problem(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    annotations = tmp_path / "data" / "dataset_rsicd.json"
+    document = json.loads(annotations.read_text())
+    for image in document["images"]:
+        image["sentences"] = [{"raw": f"thing{image['imgid']} thing{image['imgid']}"}]
+    annotations.write_text(json.dumps(document))
+    assert any("no word stands 3 times" in problem for problem in check(tmp_path / "data").problems)
+    document["images"][0]["sentences"] *= 2  # of train
+    annotations.write_text(json.dumps(document))
+    assert document["images"][0]["split"] == "train"
+    assert not any("no word stands" in problem for problem in check(tmp_path / "data").problems)
 
 
 def test_what_is_no_data_set_ends_with_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.files import check_outputs, check_writable, making, write_whole, writing
+from data.files import check_outputs, check_writable, held, lock_file, making, write_whole, writing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +106,26 @@ def test_outputs_are_neither_each_other_nor_what_is_read(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"--output .*alias: is what is to be read"):
         check_outputs({"--output": alias}, [model])
     assert model.read_text() == "weights"
+
+
+def test_what_another_process_writes_is_left_to_it_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    program = (
+        "import sys; from pathlib import Path; from data.files import held\n"
+        "lock = held(Path(sys.argv[1])); print('mine', flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    other = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[2]
+    )
+    assert other.stdout and other.stdout.readline()
+    with pytest.raises(UserError, match=r"log\.jsonl: another process is writing it"):
+        held(path)
+    other.kill()
+    other.wait()
+    one, two = held(path), held(path)  # a process may go on with what is its own
+    one.release()
+    two.release()
+    assert lock_file(path).exists() and not path.exists()
+    with pytest.raises(UserError, match="cannot be written"):
+        held(lock_file(path) / "below")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,14 @@ def test_a_teachers_captions_join_the_train_captions(scenes: Path, config: Confi
     left = [{"image_id": image.imgid, "caption": said[image.imgid]} for image in kept.split("train")]
     results.write_text(json.dumps(left))
     assert len(left) < len(said) and all(len(image.captions) == 6 for image in open_dataset(back).split("train"))
+    broken = shutil.copytree(scenes, tmp_path / "broken")
+    name = whole.split("train")[3].filename
+    (broken / "RSICD_images" / name).write_text("no image")
+    without = [entry for entry in said if entry != whole.split("train")[3].imgid]
+    results.write_text(json.dumps([{"image_id": imgid, "caption": said[imgid]} for imgid in without]))
+    left_out = data.model_copy(update={"skip_broken": True, "limit": 0})  # a teacher that left out the same image
+    some = open_dataset(back.model_copy(update={"data_root": str(broken), "data": left_out})).split("train")
+    assert [image.imgid for image in some] == without and all(len(image.captions) == 6 for image in some)
     results.write_text(json.dumps([{"image_id": 0, "caption": "one"}]))
     with pytest.raises(UserError, match="without a caption"):
         with_captions(whole, results)
