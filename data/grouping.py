@@ -1,15 +1,15 @@
 """Segments of an image merge, the two most alike neighbours first, until few are left (Uijlings et al., IJCV 2013).
 
-A merge looks at a few small rows of numbers, for which a call of NumPy takes longer than the numbers do: Numba compiles
-the loops. Compiled code is kept beside this file, or in the user's cache folder where that cannot be written.
-
 n segments; H, W pixels of an image.
 """
 
+from functools import partial
+
 import cv2
 import numpy as np
-from numba import njit
 from scipy.ndimage import find_objects
+
+from data.compiled import compiled
 
 COLOURS, ORIENTATIONS, STRENGTHS = 25, 8, 10  # histogram bins, as in the paper
 
@@ -52,7 +52,7 @@ def textures(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
     return _histograms(labels, _strengths(to_x, to_y, np.cos(angles), np.sin(angles)), STRENGTHS)
 
 
-@njit(cache=True)
+@compiled
 def _strengths(to_x: np.ndarray, to_y: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Slopes float32 [H, W, C] in each direction, those downwards 0, as bins uint8 [H, W, C * directions]."""
     height, width, channels = to_x.shape
@@ -65,7 +65,7 @@ def _strengths(to_x: np.ndarray, to_y: np.ndarray, cos: np.ndarray, sin: np.ndar
     return np.minimum(slopes * (STRENGTHS / max(slopes.max(), 1e-9)), STRENGTHS - 1).astype(np.uint8)
 
 
-@njit(cache=True)
+@compiled
 def _histograms(labels: np.ndarray, bins: np.ndarray, count: int) -> np.ndarray:
     """Histograms of `bins` [H, W, C] in 0 to `count` - 1 over each segment, [n, C * count], rows sum to 1."""
     height, width, channels = bins.shape
@@ -86,7 +86,7 @@ def _neighbours(labels: np.ndarray, n: int) -> np.ndarray:
     return near
 
 
-@njit(cache=True)
+@compiled
 def _merged(
     looks: np.ndarray, sizes: np.ndarray, corners: np.ndarray, near: np.ndarray, pixels: int, left: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +124,7 @@ def _merged(
     return members, parents
 
 
-@njit(cache=True, fastmath={"reassoc"})  # so that the sum may be taken eight numbers at a time
+@partial(compiled, fastmath={"reassoc"})  # so that the sum may be taken eight numbers at a time
 def _similarity(looks: np.ndarray, corners: np.ndarray, pixels: int, one: int, other: int) -> float:
     look = 0.0  # of colours and of textures
     for k in range(looks.shape[1]):
