@@ -53,7 +53,7 @@ from utils.config import Config, dump_config, read_overrides
 from utils.grid import Grid, Variant, load_grid, variants
 from utils.grounding import SCORES as GROUNDING
 from utils.results import read_results
-from utils.runs import check_same_recipe
+from utils.runs import check_same_recipe, holds_run
 from utils.sources import open_dataset
 
 CODE = code_digest()  # of what is imported here, whatever is edited while runs are at work
@@ -157,7 +157,9 @@ def train_one(config: Config, patient: bool) -> None:
             if is_done(config):
                 sys.exit(DONE)
             train.main(config, resume=True)
-            write_json(folder / "done.json", {"git_sha": git_sha(), "code": CODE})
+            began = json.loads((folder / "origin.json").read_text(encoding="utf-8")).get("code")
+            # a run that other code began is of neither
+            write_json(folder / "done.json", {"git_sha": git_sha(), "code": CODE if began == CODE else ""})
     except Timeout:
         sys.exit(BUSY)
 
@@ -165,7 +167,7 @@ def train_one(config: Config, patient: bool) -> None:
 def is_done(config: Config) -> bool:
     """Whether the run is done; `UserError` where its folder has a run of another recipe."""
     folder = Path(str(config.output_dir))
-    if (folder / "config.yaml").exists():
+    if holds_run(folder):
         check_same_recipe(folder / "config.yaml", config)
     return (folder / "done.json").exists()
 

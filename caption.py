@@ -105,6 +105,9 @@ def main(arguments: argparse.Namespace) -> None:
     if world > 1 and output is None:
         raise UserError("several processes need --output F, where what each has made is put together")
     files = find_images(arguments.inputs)
+    for option, path in (("--attention", picture), ("--map", plan)):
+        if path and path.suffix.lower() != ".png":
+            raise UserError(f"{option} {path}: pictures are PNG files; give it the suffix .png")
     for path in filter(None, (picture, plan)):  # --output has no image's suffix, and may be there already
         if path.exists() and any(path.samefile(file) for file in files):
             raise UserError(f"{path}: is one of the images; name another file to write")
@@ -127,7 +130,7 @@ def main(arguments: argparse.Namespace) -> None:
             check_placed(files, output, tiling)
         about |= {"bands": list(tiling.bands or ()), "stretch": list(tiling.percentiles or ())}
     query = None
-    if arguments.find:
+    if arguments.find is not None:
         size, views = checkpoint.preprocessing.size, checkpoint.config.decoding.views
         query = Query(checkpoint.captioner, checkpoint.vocabulary, arguments.find, size, views)
         about["find"] = arguments.find

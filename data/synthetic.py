@@ -34,6 +34,7 @@ from data.scenery.classes import CLASSES, MIN_SIDE, NOUNS, STUFF, THINGS
 from data.scenery.story import Story
 from data.scenery.templates import TEMPLATES
 
+REQUEST = "synthetic.json"  # what a folder of scenes was asked for
 VERSION = 1
 SCENES: dict[str, Callable[[Story], None]] = {
     "airport": town.airport,
@@ -271,7 +272,7 @@ def write_dataset(
                     progress(index + 1, len(splits))
             write_whole(draft / "dataset_rsicd.json", json.dumps({"dataset": "synthetic", "images": images}))
             write_whole(draft / "truth.json", json.dumps({"classes": CLASSES, "images": truth}))
-            write_whole(draft / "synthetic.json", json.dumps(request))
+            write_whole(draft / REQUEST, json.dumps(request))
             draft.replace(root)  # in place of an empty folder, too
     except OSError as error:
         if not _holds(root, request):  # another process was faster: that is fine if it wrote the same
@@ -281,7 +282,7 @@ def write_dataset(
 def _holds(root: Path, request: dict[str, int]) -> bool:
     """Whether the folder holds the dataset that was asked for."""
     try:
-        return json.loads((root / "synthetic.json").read_text(encoding="utf-8")) == request
+        return json.loads((root / REQUEST).read_text(encoding="utf-8")) == request
     except (OSError, ValueError):
         return False
 

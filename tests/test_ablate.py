@@ -116,6 +116,18 @@ def test_a_grid_is_stopped_gone_on_with_and_compared(scenes: Path, grid: Path, t
         ablate.main(ablate.parse_arguments(command[2:]))
 
 
+def test_a_run_that_other_code_began_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for began, code in ((ablate.CODE, ablate.CODE), ("before a loss was edited", "")):
+        config = Config(output_dir=str(tmp_path / code))
+
+        def run(config: Config, resume: bool, began: str = began) -> None:
+            write_json(Path(str(config.output_dir)) / "origin.json", {"code": began})
+
+        monkeypatch.setattr(train, "main", run)
+        assert ablate.in_own_process(config, patient=False) == 0
+        assert ablate.code_of(config) == code
+
+
 def test_a_sweep_runs_the_same_recipes(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 

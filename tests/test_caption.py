@@ -149,12 +149,11 @@ def test_what_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path)
     before = photo.read_bytes()
     with pytest.raises(UserError, match="is one of the images; name another file to write"):
         call(tmp_path / "in", "--attention", photo)
-    with pytest.raises(UserError, match=r"--map .*x\.jpg: --attention has the same name"):
-        call(tmp_path / "in", "--attention", tmp_path / "x.jpg", "--map", tmp_path / "x.jpg", "--tile", "8")
-    with pytest.raises(UserError, match=r"--attention .*: --output has the same name"):
-        call(tmp_path / "in", "--output", tmp_path / "a.json", "--attention", tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"--map .*y\.png: --attention has the same name"):
+        call(tmp_path / "in", "--attention", tmp_path / "y.png", "--map", tmp_path / "y.png", "--tile", "8")
+    (tmp_path / "model.png").write_bytes(checkpoint.read_bytes())
     with pytest.raises(UserError, match=r"--attention .*: is what is to be read"):
-        call(tmp_path / "in", "--checkpoint", checkpoint, "--attention", checkpoint)
+        call(tmp_path / "in", "--checkpoint", tmp_path / "model.png", "--attention", tmp_path / "model.png")
     with pytest.raises(UserError, match="--tile 0"):
         call(tmp_path / "in", "--tile", "0")
     assert photo.read_bytes() == before
@@ -196,7 +195,7 @@ def test_a_picture_is_whole_after_a_restart(
             raise UserError("the disk is full")
 
     monkeypatch.setattr(caption, "attention_figure", draw)
-    words: list[str | Path] = [tmp_path / "in", "--checkpoint", checkpoint, "--attention", tmp_path / "p"]
+    words: list[str | Path] = [tmp_path / "in", "--checkpoint", checkpoint, "--attention", tmp_path / "p.png"]
     words += ["--output", tmp_path / "o.csv"]
     with pytest.raises(UserError, match="full"):
         call(*words)

@@ -321,6 +321,9 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (["train", "model.losses=[{criterion: custum_loss, gamma: ~}]"], "gamma = None: Input should be"),
         (["train", "model.losses=[{criterion: cross_entropy, ignore_index: 1.5}]"], "ignore_index = 1.5"),
+        (["train", "--data-root", "empty"], "empty: no synthetic scenes there; say by --dataset what is: RSICD"),
+        (["train", "decoding.method=parallel"], "wants a loss of head: parallel"),
+        (["train", f"train.teachers=[{checkpoint[1]}]"], "no loss learns from them"),
         (["train", "train.reward={}"], "DSR, AVR and label smoothing make no sense; take them from custum_loss"),
         (
             ["train", "train.reward={}", "model.losses=[{criterion: cross_entropy, label_smoothing: 0.1}]"],
@@ -341,6 +344,8 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["caption", *checkpoint, "missing.png"], "no such file"),
         (["caption", *checkpoint, "empty"], "no images in this folder"),
         (["caption", *checkpoint, ".", "--output", "x.txt"], "suffix"),
+        (["caption", *checkpoint, "broken.png", "--attention", "x.jpg"], "--attention x.jpg: pictures are PNG"),
+        (["caption", *checkpoint, "broken.png", "--find", ""], "knows none of these words"),
     ):
         with pytest.raises(UserError, match=fault) as caught:
             call(*arguments)

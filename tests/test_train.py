@@ -13,13 +13,15 @@ from data.annotations import AnnotatedImage
 from data.errors import UserError
 from data.loading import BatchKey, CaptionBatches
 from data.vocabulary import Vocabulary
-from loss import build_loss
+from loss import LOSS_REGISTRY, build_loss
+from loss.cross_entropy import CrossEntropyLoss
 from models.captioner import Captioner
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.pooling import Visual
 from train import build_model, learning_rate, open_data, parse_arguments, train_step
-from utils.config import load_config
+from utils.config import load_config, parse_config
+from utils.criteria import build_criteria
 
 SENTENCES = ["a red plane", "a red plane", "two boats", "a long bridge over the green river", "boats"]
 VOCABULARY = Vocabulary.build([s.split() for s in SENTENCES], 1)
@@ -144,6 +146,18 @@ def test_a_layer_without_a_map_is_named() -> None:
     fault = r"^model\.encoder\.extra_layers: resnet18 gives no map at its layer 'global_pool'; choose a layer that"
     with pytest.raises(UserError, match=fault):
         open_data(config, [], Encoder("resnet18", ["global_pool"]), None, "fp32")
+
+
+def test_a_loss_with_parameters_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncertain(CrossEntropyLoss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_variance = torch.nn.Parameter(torch.zeros(()))
+
+    monkeypatch.setitem(LOSS_REGISTRY, "uncertain", Uncertain)
+    config = parse_config({"model": {"losses": [{"criterion": "uncertain"}]}}, "")
+    with pytest.raises(UserError, match=r"log_variance is a loss's own parameter, which nothing trains"):
+        build_criteria(config)
 
 
 def test_learning_rate_rises_and_falls() -> None:

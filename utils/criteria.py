@@ -24,19 +24,29 @@ TARGET = ("target", "weight", "mask", "region_mask", "token_count", "caption_cou
 def build_criteria(config: Config) -> LossFactory:
     """The criteria of `model.losses`.
 
-    `UserError` where one is not known, has a value of the wrong kind, reads what the run does not offer, or makes no
-    sense of the negative weights of `train.reward`.
+    `UserError` where one is not known, has a value of the wrong kind or parameters that would have to be trained, reads
+    what the run does not offer, or makes no sense of the negative weights of `train.reward`; and where the run has
+    teachers of whom none learns, or captions by a head that none trains.
     """
+    for entry in config.model.losses:
+        if entry.get("criterion") in LOSS_REGISTRY:
+            _check_values(entry)
     try:
         criteria = build_loss(config.model_dump(), class_dim=-1)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(f"model.losses: {error}") from None
-    for entry in config.model.losses:
-        _check_values(entry)
     guided = [key for key, option in GUIDES.items() if getattr(config.train, option)]
     if problems := criteria.missing(OUT, (*TARGET, *guided)):
         ways = [f"; train.{option} brings {key}" for key, option in GUIDES.items() if key in str(problems)]
         raise UserError(f"model.losses: {'; '.join(problems)}{''.join(ways)}")
+    if learns := [name for name, parameter in criteria.named_parameters() if parameter.requires_grad]:
+        raise UserError(
+            f"model.losses: {learns[0]} is a loss's own parameter, which nothing trains; make it an argument"
+        )
+    if config.train.teachers and "target.teacher_logits" not in criteria.reads:
+        raise UserError("train.teachers: no loss learns from them; add {criterion: kl_distillation} to model.losses")
+    if config.decoding.method == "parallel" and "parallel" not in criteria.heads:
+        raise UserError("decoding.method=parallel wants a loss of head: parallel in model.losses")
     if config.train.reward:
         for name, head, loss in zip(criteria.names, criteria.heads, criteria.losses, strict=True):
             pulled = isinstance(loss, custum_loss) and (loss.use_dsr * loss.beta or loss.use_avr * loss.gamma)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +66,12 @@ def git_sha() -> str:
     return commit.strip() + ("+" if changes.strip() else "")
 
 
+@cache
 def code_digest() -> str:
-    """SHA-256 of the code that trains, as it lies on the disk: a commit does not say it where files differ from it."""
+    """SHA-256 of the code that trains, as it lay on the disk when a program first asked.
+
+    A commit does not say it where files differ from it.
+    """
     root = Path(__file__).resolve().parent.parent
     rooms = ("data", "loss", "metrics", "models", "utils")
     digest = hashlib.sha256()

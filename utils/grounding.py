@@ -15,7 +15,7 @@ from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.loading import CaptionBatches, Visuals, in_order, loader
 from data.scenery.classes import CLASSES
-from data.synthetic import Truth, read_truth
+from data.synthetic import REQUEST, Truth, read_truth
 from data.vocabulary import Vocabulary
 from models.captioner import Captioner
 from utils.devices import autocast
@@ -28,7 +28,7 @@ SCORES = ("pointing", "IoU", "chance")
 def known_truth(dataset: CaptionDataset) -> dict[str, Truth]:
     """File name to what is true of the image; empty where that is not known, as of all real data sets."""
     root = dataset.image_root.parent
-    ours = all((root / name).exists() for name in ("truth.json", "synthetic.json"))  # as `write_dataset` leaves both
+    ours = all((root / name).exists() for name in ("truth.json", REQUEST))  # as `write_dataset` leaves both
     return read_truth(root) if ours else {}
 
 

@@ -18,18 +18,18 @@ from torch import Tensor
 from data.annotations import AnnotatedImage
 from data.datasets import CaptionDataset
 from data.errors import UserError
-from data.files import file_digest, write_whole
+from data.files import file_digest, held, write_whole
 from data.loading import CaptionBatches, Visuals
 from metrics.scores import printed
 from models.captioner import Captioner
 from utils.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint, save_state
 from utils.config import Config, dump_config, flatten, parse_config, read_yaml
 from utils.devices import best_device
-from utils.files import git_sha, versions, write_json
+from utils.files import code_digest, git_sha, versions, write_json
 from utils.inference import caption_rows
 from utils.results import result_entries, split_digest
 from utils.sources import image_files
-from utils.tracking import Tracker
+from utils.tracking import LOG, Tracker
 from utils.visualize import Panel, attention_figure
 
 # what changes no result
@@ -121,18 +121,25 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
     named = config.output_dir or (new_folder(config.dataset) if accelerator.is_main_process else None)
     run_dir = Path(broadcast_object_list([named])[0])
     written = run_dir / "config.yaml"
-    if written.exists():
+    if holds_run(run_dir):
         if not resume:
             raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
         check_same_recipe(written, config)
         check_same_data(run_dir / "origin.json", origin)
     elif any((run_dir / name).exists() for name in (BEST, STATE)):
         raise UserError(f"{run_dir}: holds a model without the config.yaml of its run; choose another --output-dir")
+    new = not holds_run(run_dir)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if accelerator.is_main_process and not written.exists():
+    if accelerator.is_main_process and new:
+        held(run_dir / LOG).release()  # nobody has just begun there
         write_json(run_dir / "origin.json", origin)
         write_whole(written, dump_config(config))
     return run_dir
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run in this folder has got as far as to save something; another may begin where none has."""
+    return (run_dir / "config.yaml").exists() and any((run_dir / name).exists() for name in (BEST, STATE))
 
 
 def new_folder(dataset: str) -> str:
@@ -161,6 +168,7 @@ def origin_of(dataset: CaptionDataset, config: Config) -> dict[str, Any]:
     models = filter(None, (config.model.encoder.weights, config.train.init, *config.train.teachers))
     return {
         "git_sha": git_sha(),
+        "code": code_digest(),
         "versions": versions(),
         "data_sha256": {split: split_digest(dataset.split(split)) for split in splits},
         "models_sha256": {name: file_digest(Path(name)) for name in models if Path(name).is_file()},

@@ -22,7 +22,7 @@ from data.masks import mask_files
 from data.parquet import find_parquet, unpack_parquet
 from data.region_store import FoundRegions, RegionStore, build_regions, find_all
 from data.regions import METHOD, RegionFinder, RegionSpec
-from data.synthetic import VERSION, write_dataset
+from data.synthetic import REQUEST, VERSION, write_dataset
 from data.transforms import Preprocessing
 from models.encoder import Encoder
 from models.runtime import translated
@@ -35,7 +35,10 @@ from utils.results import read_results
 
 
 def open_dataset(config: Config) -> CaptionDataset:
-    """The configured data set; synthetic scenes are made first where they are not there yet."""
+    """The configured data set; synthetic scenes are made first where they are not there yet.
+
+    `UserError` where a folder is named but no data set, which would take it for synthetic scenes that it has not.
+    """
     root = None if config.data_root is None else Path(config.data_root)
     if config.dataset == "synthetic" and root is None:
         scenes = config.synthetic
@@ -44,6 +47,9 @@ def open_dataset(config: Config) -> CaptionDataset:
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
     elif root is not None and find_parquet(root):
         root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
+    if config.dataset == "synthetic" and root is not None and root.is_dir() and not (root / REQUEST).exists():
+        others = ", ".join(name for name in DATASETS if name != "synthetic")
+        raise UserError(f"{root}: no synthetic scenes there; say by --dataset what is: {others}")
     dataset = load_dataset(config.dataset, root, config.data.convention)
     dataset = hold_back(dataset, config.data.held_back)
     if config.data.skip_broken:  # first: who captioned the train images left them out, too

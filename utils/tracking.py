@@ -12,6 +12,8 @@ from data.files import held, lock_file, write_whole
 from utils.config import Config, flatten
 from utils.files import git_sha
 
+LOG = "metrics.jsonl"  # of a run's folder
+
 
 class Tracker:
     """`metrics.jsonl` in the run's folder, and a Weights & Biases run beside it.
@@ -25,7 +27,7 @@ class Tracker:
     """
 
     def __init__(self, run_dir: Path, config: Config, lines: int = 0) -> None:
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / LOG
         self.lines = lines
         self._lock = held(self.path)
         before = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []

@@ -1,7 +1,8 @@
 """Add a loss: python docs/tutorials/add_a_loss.py [what train.py takes ...].
 
 The loss asks the attention of every word to be peaked. To stay, it would be one file in loss/, one line in the registry
-(loss/builder.py) and one row in loss/README.md; any recipe could then name it in model.losses.
+(loss/builder.py) and one row in loss/README.md; any recipe could then name it in model.losses. It has no parameters of
+its own: the optimizer has the captioner's alone.
 """
 
 import sys
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import train
 from loss.builder import LOSS_REGISTRY
 from utils.config import load_config
+from utils.files import run_program
 
 
 class AttentionEntropy(nn.Module):
@@ -40,4 +42,5 @@ if __name__ == "__main__":
     LOSS_REGISTRY["attention_entropy"] = AttentionEntropy
     default = "{criterion: custum_loss, beta: 0.01, gamma: 0.01, label_smoothing: 0.1}"
     losses = f"model.losses=[{default}, {{criterion: attention_entropy, weight: 0.05}}]"
-    train.main(load_config(train.parse_arguments([*sys.argv[1:], losses])), resume=False)
+    arguments = train.parse_arguments([*sys.argv[1:], losses])
+    run_program(lambda: train.main(load_config(arguments), arguments.resume))

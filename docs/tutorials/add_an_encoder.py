@@ -2,6 +2,7 @@
 
 Any model of timm is an encoder by its name (model.encoder.name=convnext_tiny). One that timm does not have is
 registered there. It needs `forward_features`, from images to [B, D, h, w], its stages, and the statistics of its input.
+To caption with what was trained, other programs have to know it, too: to stay, it is imported by models/encoder.py.
 """
 
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import train
 from utils.config import load_config
+from utils.files import run_program
 
 
 class FourConvolutions(nn.Module):
@@ -47,4 +49,5 @@ def four_convolutions(pretrained: bool = False, **_: Any) -> nn.Module:
 
 if __name__ == "__main__":
     encoder = ["model.encoder.name=four_convolutions", "model.encoder.weights=none", "model.encoder.trainable=true"]
-    train.main(load_config(train.parse_arguments([*sys.argv[1:], *encoder])), resume=False)
+    arguments = train.parse_arguments([*sys.argv[1:], *encoder])
+    run_program(lambda: train.main(load_config(arguments), arguments.resume))

@@ -1,7 +1,8 @@
 """Read the attention: python docs/tutorials/read_the_attention.py image.jpg [checkpoint].
 
 Prints for each word where it looked and how sharply, and draws attention.png. An entropy near the largest possible one
-means that the word looked everywhere alike: it came from the words before it rather than from the image.
+means that the word looked everywhere alike: it came from the image as a whole, and from the words before it, not from
+one place. AVR, which the recipes train with, asks for that.
 """
 
 import argparse

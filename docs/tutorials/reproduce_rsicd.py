@@ -4,22 +4,26 @@ DIR is what `python -m data.fetch RSICD` fetched. The scores are val's. Some 5 m
 units, 9 without; what follows DIR, such as `--epochs 10`, goes over what stands here.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-root, *overrides = sys.argv[1:]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("root", metavar="DIR")
+arguments, overrides = parser.parse_known_args()
 rows = []
 for seed in (0, 1, 2):
     run, scores = Path(f"runs/rsicd-{seed}"), Path(f"runs/rsicd-{seed}.json")
-    data = ["--dataset", "RSICD", "--data-root", root]
+    data = ["--dataset", "RSICD", "--data-root", arguments.root]
     train = [ROOT / "train.py", *data, "--output-dir", run, "--seed", str(seed), "--epochs", "4"]
     train += ["--resume", *overrides]
     score = [ROOT / "eval.py", *data, "--checkpoint", run / "best.safetensors", "--split", "val", "--output", scores]
     for command in (train, score):
-        subprocess.run([sys.executable, *map(str, command)], check=True)
+        if code := subprocess.run([sys.executable, *map(str, command)]).returncode:
+            sys.exit(code)  # it has said why
     rows.append(json.loads(scores.read_text())["metrics"])
 
 print("\n| seed | " + " | ".join(rows[0]) + " |\n|---" + "|---" * len(rows[0]) + "|")

@@ -399,7 +399,7 @@ def test_guided_runs_through_the_command_line(scenes: Path, tmp_path: Path) -> N
             [f"train.init={first / 'best.safetensors'}", "model.encoder.extra_layers=[blocks.4]"],
             r"extra_layers=\[\], not",
         ),
-        ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED[0]}]"], "other words than"),
+        ([f"train.teachers=[{first / 'best.safetensors'}, {SHIPPED[0]}]", taught], "other words than"),
         (["train.reward={critic: 1}", "model.losses=[{criterion: cross_entropy}]"], "no loss trains a critic"),
         ([f"train.teachers=[{said}]", taught, "train.reward={}"], r"said\.h5 holds no word on samples"),
         ([f"train.teachers=[{said}]", taught, "data.max_words=5"], r"said\.h5: holds no soft targets of .*\.png"),

@@ -37,7 +37,12 @@ def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
     config = Config(output_dir=str(tmp_path / "run"))
     moved = config.model_copy(update={"data_root": "elsewhere"})
     origin = {"data_sha256": {"train": "a", "val": "b"}}
+    open_run(config.model_copy(update={"seed": 5}), False, accelerator, {})  # fails before it saves anything
     assert open_run(config, False, accelerator, origin) == open_run(moved, True, accelerator, origin)
+    (tmp_path / "run" / STATE).parent.mkdir()
+    (tmp_path / "run" / STATE).touch()
+    with pytest.raises(UserError, match="holds a run: add --resume"):
+        open_run(config, False, accelerator, origin)
     with pytest.raises(UserError, match=r"origin\.json: .* captions of val differ; check --data-root, or"):
         open_run(moved, True, accelerator, {"data_sha256": {"train": "a", "val": "c"}})
     models = {"models_sha256": {"encoder.safetensors": "a"}}
