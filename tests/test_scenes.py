@@ -19,7 +19,9 @@ import rasterio
 from PIL import Image
 from pyproj import CRS
 from rasterio.transform import Affine, from_origin
-from shapely.geometry import Polygon
+from shapely.affinity import translate
+from shapely.geometry import Polygon, box
+from shapely.ops import unary_union
 
 import caption
 from data.errors import UserError
@@ -101,6 +103,27 @@ def test_geojson_is_cut_at_the_antimeridian(checkpoint: Path, tmp_path: Path) ->
     for (ring,) in feature["geometry"]["coordinates"]:
         assert max(x for x, _ in ring) - min(x for x, _ in ring) < 1 and ring[0] == ring[-1]
         assert sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring)) > 0
+
+
+@pytest.mark.parametrize(("left", "pieces"), [(179.9968, 2), (200.0, 1), (-180.0016, 2), (359.9968, 1), (179.9936, 1)])
+def test_geojson_of_degrees_stays_within_180(checkpoint: Path, tmp_path: Path, left: float, pieces: int) -> None:
+    path = write(tmp_path / "degrees.tif", 64, 64, "EPSG:4326", from_origin(left, 10, 1e-4, 1e-4))
+    call(path, "--checkpoint", checkpoint, "--output", tmp_path / "o.geojson", "--tile", 64)
+    (feature,) = json.loads((tmp_path / "o.geojson").read_text())["features"]
+    geometry = feature["geometry"]
+    found = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    assert len(found) == pieces
+    whole = box(left, 10 - 64e-4, left + 64e-4, 10)
+    back = []
+    for (ring,) in found:
+        assert all(-180 <= x <= 180 for x, _ in ring) and ring[0] == ring[-1] and Polygon(ring).exterior.is_ccw
+        back += [
+            piece
+            for turn in (-360, 0, 360)
+            if (piece := translate(Polygon(ring), turn)).intersects(whole.buffer(-1e-5))
+        ]
+    assert len(back) == pieces
+    assert unary_union(back).symmetric_difference(whole).area < 1e-3 * whole.area  # seven decimals of a degree
 
 
 def test_find_ranks_tiles_and_maps_are_drawn(

@@ -5,7 +5,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, groupby, islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def write_geojson(rows: Iterator[Row], path: Path) -> None:
                 placed = transform_geom(scene.crs, "OGC:CRS84", polygons, precision=7)
                 for (tile, row), geometry in zip(part, placed, strict=True):
                     properties = _properties(row, scene, tile)
-                    feature = {"type": "Feature", "properties": properties, "geometry": _counterclockwise(geometry)}
+                    cut = _counterclockwise(_within_180(geometry))
+                    feature = {"type": "Feature", "properties": properties, "geometry": cut}
                     file.write(separator + json.dumps(feature, ensure_ascii=False))
                     separator = ",\n"
         file.write("\n]}\n")
@@ -166,6 +167,35 @@ def _properties(row: Row, scene: Scene, tile: Tile) -> Row:
 def _wkb(ring: Ring) -> bytes:
     """A polygon of one ring as little-endian well-known binary."""
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + b"".join(struct.pack("<dd", *point) for point in ring)
+
+
+def _within_180(geometry: dict[str, Any]) -> dict[str, Any]:
+    """A GeoJSON polygon or multi-polygon of outer rings, cut and moved to where longitudes are -180 to 180 degrees.
+
+    GDAL cuts what it transforms; a scene in degrees stays as it is, and may count to 360 or run over the edge.
+    """
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    if all(abs(x) <= 180 for polygon in polygons for x, _ in polygon[0]):
+        return geometry
+    found = []
+    for (ring, *_), turn in product(polygons, (-360, 0, 360)):
+        moved = [(x + turn, y) for x, y in ring]
+        inside = _left_of(_left_of(moved, 180, 1), -180, -1)
+        if len(inside) > 3 and _area(inside):
+            found.append([[(round(x, 7), round(y, 7)) for x, y in inside]])
+    one = len(found) == 1
+    return {"type": "Polygon" if one else "MultiPolygon", "coordinates": found[0] if one else found}
+
+
+def _left_of(ring: Ring, limit: float, sign: int) -> Ring:
+    """What of a closed ring has sign x <= sign limit, closed (Sutherland & Hodgman, CACM 1974)."""
+    kept: Ring = []
+    for (x, y), (next_x, next_y) in pairwise(ring):
+        if sign * x <= sign * limit:
+            kept.append((x, y))
+        if (sign * x <= sign * limit) != (sign * next_x <= sign * limit):
+            kept.append((limit, y + (next_y - y) * (limit - x) / (next_x - x)))
+    return [*kept, *kept[:1]]
 
 
 def _counterclockwise(geometry: dict[str, Any]) -> dict[str, Any]:
