@@ -323,7 +323,10 @@ def train_step(
         with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
             with accelerator.autocast():
                 output = model(batch.visuals, batch.tokens[:, :-1], batch.image_of, batch.shown)
-            result = criteria(*offered(output, batch, counts))
+            try:
+                result = criteria(*offered(output, batch, counts))
+            except ValueError as error:  # only now is it known what a value has to fit, such as the number of words
+                raise UserError(f"model.losses: {error}") from error
             stop_unless_finite(result.total, "loss", log_terms(result))
             accelerator.backward(result.total)
         for name, value in log_terms(result).items():

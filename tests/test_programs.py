@@ -305,7 +305,9 @@ def test_slips_end_with_one_line_and_exit_code_2(run_dir: Path, tmp_path: Path) 
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slips_are_named(
+    scenes: Path, run_dir: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"broken")
     (tmp_path / "empty").mkdir()
@@ -322,6 +324,10 @@ def test_slips_are_named(run_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["train", "model.losses=[{criterion: custum_loss, gamma: ~}]"], "gamma = None: Input should be"),
         (["train", "model.losses=[{criterion: cross_entropy, ignore_index: 1.5}]"], "ignore_index = 1.5"),
         (["train", "--data-root", "empty"], "empty: no synthetic scenes there; say by --dataset what is: RSICD"),
+        (
+            ["train", "--dataset", "RSICD", "--data-root", scenes, "regions.masks=x", *SMALL, cache],
+            "regions.kind=masks alone",
+        ),
         (["train", "decoding.method=parallel"], "wants a loss of head: parallel"),
         (["train", f"train.teachers=[{checkpoint[1]}]"], "no loss learns from them"),
         (["train", "train.reward={}"], "DSR, AVR and label smoothing make no sense; take them from custum_loss"),

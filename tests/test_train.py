@@ -160,6 +160,15 @@ def test_a_loss_with_parameters_of_its_own_is_refused(monkeypatch: pytest.Monkey
         build_criteria(config)
 
 
+def test_a_value_that_does_not_fit_the_words_is_named(accelerator: Accelerator) -> None:
+    criteria = build_loss([{"criterion": "softmax_focal_loss", "alpha": [1.0, 2.0]}], class_dim=-1)
+    model = captioner()
+    batch = CaptionBatches(images(SENTENCES[:3]), Features(), VOCABULARY, 30)[BatchKey(0, [0])]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(UserError, match=r"model\.losses: .*classes want as many weights"):
+        train_step(model, criteria, optimizer, [batch], accelerator, clip=1.0)
+
+
 def test_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)

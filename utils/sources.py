@@ -170,6 +170,8 @@ def frozen_features(
 
 def region_finder(config: Config, encoder: Encoder) -> RegionFinder | None:
     """What finds the configured regions in an image; None: the encoder's cells are the regions."""
+    if config.regions.masks and config.regions.kind != "masks":
+        raise UserError(f"regions.masks={config.regions.masks} is read by regions.kind=masks alone; add it")
     if config.regions.kind == "grid":
         return None
     if config.regions.kind == "masks" and not config.regions.masks:
