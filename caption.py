@@ -108,8 +108,8 @@ def main(arguments: argparse.Namespace) -> None:
     for option, path in (("--attention", picture), ("--map", plan)):
         if path and path.suffix.lower() != ".png":
             raise UserError(f"{option} {path}: pictures are PNG files; give it the suffix .png")
-    for path in filter(None, (picture, plan)):  # --output has no image's suffix, and may be there already
-        if path.exists() and any(path.samefile(file) for file in files):
+        # --output has no image's suffix, and may be there already
+        if path and path.exists() and any(path.samefile(file) for file in files):
             raise UserError(f"{path}: is one of the images; name another file to write")
     sources = [Path(path) for path in arguments.checkpoint or SHIPPED]
     check_outputs({"--output": output, "--attention": picture, "--map": plan}, sources)

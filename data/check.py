@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from data.annotations import SPLITS, AnnotatedImage
-from data.datasets import DATASETS, LINK, convention_of, folder_of_images, links_out, located
+from data.datasets import DATASETS, convention_of, folder_of_images, links_out, located
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES, read_image
 from data.parquet import find_parquet, unpack_parquet
@@ -99,7 +99,7 @@ def _check_captions(findings: Findings) -> None:
 
 
 def _check_pictures(findings: Findings) -> None:
-    findings.problems += [f"{link}: {LINK}" for link in links_out(findings.images, findings.folder)]
+    findings.problems += links_out(findings.images, findings.folder)
     seen: dict[str, list[AnnotatedImage]] = defaultdict(list)
     for image in track(findings.images, "images", disable=not sys.stderr.isatty(), transient=True):
         try:

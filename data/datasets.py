@@ -90,7 +90,6 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 CONVENTIONS = ("captioning", "as-is")
-LINK = "a link that leaves the folder of images; put the file itself there"
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,8 @@ def load_dataset(name: str, root: Path | None, convention: str = "captioning") -
         notes.append(f"{name}: splits follow the captioning convention")
     notes += _size_notes(images, spec)
     images = located(images, image_root)
-    for link in links_out(images, image_root):
-        raise UserError(f"{link}: {LINK}")
+    for fault in links_out(images, image_root):
+        raise UserError(fault)
     return CaptionDataset(spec, image_root, tuple(images), tuple(notes))
 
 
@@ -214,15 +213,15 @@ def located(images: list[AnnotatedImage], image_root: Path) -> list[AnnotatedIma
     return images if any(os.path.exists(image_root / name) for name in nested) else flat
 
 
-def links_out(images: list[AnnotatedImage], image_root: Path) -> Iterator[Path]:
-    """Files and folders of these images that are links out of the folder of images."""
+def links_out(images: list[AnnotatedImage], image_root: Path) -> Iterator[str]:
+    """What is wrong with each file or folder of these images that is a link out of the folder of images."""
     root = image_root.resolve()
     folders = {(image_root / image.filename).parent for image in images}
     folders |= {above for folder in folders for above in folder.parents}
     folders -= {image_root, *image_root.parents}
     for path in (*folders, *(image_root / image.filename for image in images)):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
-            yield path
+            yield f"{path}: a link that leaves the folder of images; put the file itself there"
 
 
 def without_broken(dataset: CaptionDataset) -> CaptionDataset:

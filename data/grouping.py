@@ -130,6 +130,5 @@ def _similarity(looks: np.ndarray, corners: np.ndarray, pixels: int, one: int, o
     for k in range(looks.shape[1]):
         look += min(looks[one, k], looks[other, k])
     top, left, bottom, right = np.minimum(corners[one], corners[other])
-    return (
-        look + 2 - (1 - bottom - top) * (1 - right - left) / pixels
-    )  # 1 - size / pixels and 1 - (box - size) / pixels
+    box = (1 - bottom - top) * (1 - right - left)
+    return look + 2 - box / pixels  # size and fill: 1 - size / pixels and 1 - (box - size) / pixels

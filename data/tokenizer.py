@@ -190,6 +190,7 @@ _RULES = [
     # Marks.
     _rule(r"([<>]?[:;=](?-i:[-o*']?[()DPdpO\\{@|\[\]]))(?![a-z0-9])", _one_piece),
     _rule(r"([-^x=~<>']_[-^x=~<>'])", case=True),
+    _rule(r"(-[lr][rsc]b-)"),  # a bracket, as the Treebank writes it
     _rule(r"(-{2,4})", lambda text: "--"),
     _rule(r"(\.{3,5})", lambda text: "..."),
     _rule(r"([`‘’‚‛“”„‟«»‹›\x91-\x94]{2})", _each),

@@ -315,6 +315,7 @@ def test_slips_are_named(
     for arguments, fault in (
         (["train", "--dataset", "RSICD", "--data-root", "."], "RSICD_optimal"),
         (["train", "model.losses=[{criterion: hinge}]"], "unknown criterion 'hinge'"),
+        (["train", "model.losses=[{criterion: [hinge]}]"], r"unknown criterion \['hinge'\]"),
         (["train", "model.losses=[{criterion: custum_loss, beta: 1, delta: 2}]"], "knows no key 'delta'"),
         (["train", "model.losses=[{criterion: yolox_loss}]"], "yolox_loss needs"),
         (

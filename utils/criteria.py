@@ -29,8 +29,7 @@ def build_criteria(config: Config) -> LossFactory:
     teachers of whom none learns, or captions by a head that none trains.
     """
     for entry in config.model.losses:
-        if entry.get("criterion") in LOSS_REGISTRY:
-            _check_values(entry)
+        _check_values(entry)
     try:
         criteria = build_loss(config.model_dump(), class_dim=-1)
     except (ValueError, TypeError, FileNotFoundError) as error:
@@ -59,7 +58,8 @@ def build_criteria(config: Config) -> LossFactory:
 
 
 def _check_values(entry: dict[str, Any]) -> None:
-    kinds = get_type_hints(LOSS_REGISTRY[entry["criterion"]].__init__)
+    loss = LOSS_REGISTRY.get(str(entry.get("criterion")))  # one that is not known is named as it is built
+    kinds = get_type_hints(loss.__init__) if loss else {}
     for key, value in entry.items():
         kind = kinds.get(key.removesuffix("_"))
         if key in FACTORY_KEYS or kind is None:

@@ -60,8 +60,7 @@ def write_geojson(rows: Iterator[Row], path: Path) -> None:
                 placed = transform_geom(scene.crs, "OGC:CRS84", polygons, precision=7)
                 for (tile, row), geometry in zip(part, placed, strict=True):
                     properties = _properties(row, scene, tile)
-                    cut = _counterclockwise(_within_180(geometry))
-                    feature = {"type": "Feature", "properties": properties, "geometry": cut}
+                    feature = {"type": "Feature", "properties": properties, "geometry": _as_geojson(geometry)}
                     file.write(separator + json.dumps(feature, ensure_ascii=False))
                     separator = ",\n"
         file.write("\n]}\n")
@@ -169,22 +168,28 @@ def _wkb(ring: Ring) -> bytes:
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + b"".join(struct.pack("<dd", *point) for point in ring)
 
 
-def _within_180(geometry: dict[str, Any]) -> dict[str, Any]:
-    """A GeoJSON polygon or multi-polygon of outer rings, cut and moved to where longitudes are -180 to 180 degrees.
+def _as_geojson(geometry: dict[str, Any]) -> dict[str, Any]:
+    """A polygon or multi-polygon as RFC 7946 has it: outer rings counterclockwise, longitudes of -180 to 180 degrees.
 
     GDAL cuts what it transforms; a scene in degrees stays as it is, and may count to 360 or run over the edge.
     """
     polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    if all(abs(x) <= 180 for polygon in polygons for x, _ in polygon[0]):
-        return geometry
+    if any(abs(x) > 180 for polygon in polygons for x, _ in polygon[0]):
+        polygons = _within_180(polygons)
+    turned = [[ring if _area(ring) > 0 else ring[::-1] for ring in polygon] for polygon in polygons]
+    one = len(turned) == 1
+    return {"type": "Polygon" if one else "MultiPolygon", "coordinates": turned[0] if one else turned}
+
+
+def _within_180(polygons: Sequence[Sequence[Ring]]) -> list[list[Ring]]:
+    """Polygons of an outer ring each, cut at 180 degrees and moved to where longitudes are -180 to 180."""
     found = []
     for (ring, *_), turn in product(polygons, (-360, 0, 360)):
         moved = [(x + turn, y) for x, y in ring]
         inside = _left_of(_left_of(moved, 180, 1), -180, -1)
         if len(inside) > 3 and _area(inside):
             found.append([[(round(x, 7), round(y, 7)) for x, y in inside]])
-    one = len(found) == 1
-    return {"type": "Polygon" if one else "MultiPolygon", "coordinates": found[0] if one else found}
+    return found
 
 
 def _left_of(ring: Ring, limit: float, sign: int) -> Ring:
@@ -196,13 +201,6 @@ def _left_of(ring: Ring, limit: float, sign: int) -> Ring:
         if (sign * x <= sign * limit) != (sign * next_x <= sign * limit):
             kept.append((limit, y + (next_y - y) * (limit - x) / (next_x - x)))
     return [*kept, *kept[:1]]
-
-
-def _counterclockwise(geometry: dict[str, Any]) -> dict[str, Any]:
-    """A GeoJSON polygon or multi-polygon with its outer rings counterclockwise."""
-    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    turned = [[ring if _area(ring) > 0 else ring[::-1] for ring in polygon] for polygon in polygons]
-    return {"type": geometry["type"], "coordinates": turned[0] if geometry["type"] == "Polygon" else turned}
 
 
 def _area(ring: Sequence[Sequence[float]]) -> float:

@@ -121,16 +121,16 @@ def open_run(config: Config, resume: bool, accelerator: Accelerator, origin: dic
     named = config.output_dir or (new_folder(config.dataset) if accelerator.is_main_process else None)
     run_dir = Path(broadcast_object_list([named])[0])
     written = run_dir / "config.yaml"
-    if holds_run(run_dir):
+    begun = holds_run(run_dir)
+    if begun:
         if not resume:
             raise UserError(f"{run_dir} holds a run: add --resume to go on with it, or choose another --output-dir")
         check_same_recipe(written, config)
         check_same_data(run_dir / "origin.json", origin)
     elif any((run_dir / name).exists() for name in (BEST, STATE)):
         raise UserError(f"{run_dir}: holds a model without the config.yaml of its run; choose another --output-dir")
-    new = not holds_run(run_dir)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if accelerator.is_main_process and new:
+    if accelerator.is_main_process and not begun:
         held(run_dir / LOG).release()  # nobody has just begun there
         write_json(run_dir / "origin.json", origin)
         write_whole(written, dump_config(config))

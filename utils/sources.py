@@ -45,11 +45,11 @@ def open_dataset(config: Config) -> CaptionDataset:
         name = f"synthetic-v{VERSION}-{scenes.train}-{scenes.val}-{scenes.test}-{scenes.size}-{scenes.seed}"
         root = Path(config.data.cache_dir) / name
         write_dataset(root, scenes.train, scenes.val, scenes.test, scenes.seed, scenes.size)
-    elif root is not None and find_parquet(root):
-        root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
-    if config.dataset == "synthetic" and root is not None and root.is_dir() and not (root / REQUEST).exists():
+    elif config.dataset == "synthetic" and root and root.is_dir() and not (root / REQUEST).exists():
         others = ", ".join(name for name in DATASETS if name != "synthetic")
         raise UserError(f"{root}: no synthetic scenes there; say by --dataset what is: {others}")
+    elif root is not None and find_parquet(root):
+        root = unpack_parquet(root, DATASETS[config.dataset], Path(config.data.cache_dir))
     dataset = load_dataset(config.dataset, root, config.data.convention)
     dataset = hold_back(dataset, config.data.held_back)
     if config.data.skip_broken:  # first: who captioned the train images left them out, too

@@ -63,6 +63,29 @@ def test_every_short_string_of_what_joins_and_parts_words(tmp_path: Path) -> Non
 
 
 @needs_java
+def test_brackets_that_are_written_out(tmp_path: Path) -> None:
+    names = [f"-{side}{kind}b-" for side in "lr" for kind in "rsc"]
+    around = [
+        "{}",
+        "a {} b",
+        "{}a",
+        "a{}",
+        "x{}y",
+        "-{}-",
+        "({})",
+        "{}9",
+        "9{}",
+        "{}'s",
+        "{}.",
+        ".{}",
+        "{0}{0}",
+        "{}/a",
+    ]
+    captions = [form.format(name) for form in around for name in (*names, *map(str.upper, names))]
+    assert differences([*captions, "-rcb", "rcb-", "-rxb-", "-lrb -"], tmp_path) == []
+
+
+@needs_java
 @pytest.mark.parametrize("glue", [" ", ""])
 def test_captions_made_of_everything(glue: str, tmp_path: Path) -> None:
     dice = random.Random(0)
